@@ -1,0 +1,510 @@
+"""One measured job in a process of its own: `python benchmarks/jobs.py '{"job": "calls", ...}'`.
+
+`run.py` starts it and reads one line of JSON from it. CPU and wall time are taken around the job
+alone: imports, connections and the first calls come before.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "code"))
+
+Spec = dict[str, Any]
+Figures = dict[str, Any]
+Message = dict[str, str]
+
+SYSTEM = "You answer in a few plain sentences and ask one question back."
+MAX_TOKENS = 64
+SLOTS = 64
+WARM_UP = 128
+
+
+def main() -> int:
+    spec: Spec = json.loads(sys.argv[1])
+    print(json.dumps(JOBS[spec["job"]](spec)))
+    return 0
+
+
+class Meter:
+    """CPU seconds of this process and its children, and wall seconds, around a `with` block."""
+
+    def __enter__(self) -> "Meter":
+        gc.collect()
+        self.cpu_s, self.wall_s = -cpu_seconds(), -time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cpu_s += cpu_seconds()
+        self.wall_s += time.monotonic()
+
+
+def cpu_seconds() -> float:
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+# == clients: the bare ones, and the kernel ========================================================
+
+
+class Client(Protocol):
+    """One long-lived client; `scope` names the call for a journal."""
+
+    async def ask(self, messages: list[Message], scope: str) -> str: ...
+
+    async def run(
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+    ) -> Counter[str]:
+        """All items through 64 workers; what failed, by kind."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+async def run_bare(items: Iterable[int], work: Callable[[int], Awaitable[Any]]) -> Counter[str]:
+    """The shortest loop that keeps 64 calls in flight; it retries nothing."""
+    source, failed = iter(items), Counter[str]()
+
+    async def worker() -> None:
+        for item in source:
+            try:
+                await work(item)
+            except Exception as error:  # noqa: BLE001  counted and reported by kind
+                failed[type(error).__name__] += 1
+
+    await asyncio.gather(*(worker() for _ in range(SLOTS)))
+    return failed
+
+
+class BareAiohttp:
+    """One aiohttp session and nothing else."""
+
+    def __init__(self, url: str) -> None:
+        import aiohttp
+
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=SLOTS))
+        self.url = f"{url}/v1/chat/completions"
+
+    async def ask(self, messages: list[Message], scope: str) -> str:
+        body = {"model": "m", "messages": messages, "max_tokens": MAX_TOKENS}
+        async with self.session.post(self.url, json=body) as response:
+            return str((await response.json())["choices"][0]["message"]["content"])
+
+    async def run(
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+    ) -> Counter[str]:
+        return await run_bare(items, work)
+
+    async def close(self) -> None:
+        await self.session.close()
+
+
+class BareOpenAI(BareAiohttp):
+    """The openai SDK as its own documentation uses it, retries off."""
+
+    def __init__(self, url: str) -> None:
+        import openai
+
+        self.client = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="k", max_retries=0, timeout=60
+        )
+
+    async def ask(self, messages: list[Message], scope: str) -> str:
+        sent: Any = messages
+        answer = await self.client.chat.completions.create(
+            model="m", messages=sent, max_completion_tokens=MAX_TOKENS
+        )
+        return answer.choices[0].message.content or ""
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+class BareAnthropic(BareAiohttp):
+    """The anthropic SDK as its own documentation uses it, retries off."""
+
+    def __init__(self, url: str) -> None:
+        import anthropic
+
+        self.client = anthropic.AsyncAnthropic(base_url=url, api_key="k", max_retries=0, timeout=60)
+
+    async def ask(self, messages: list[Message], scope: str) -> str:
+        turns: Any = messages[1:]
+        answer = await self.client.messages.create(
+            model="m", system=messages[0]["content"], messages=turns, max_tokens=MAX_TOKENS
+        )
+        return "".join(block.text for block in answer.content if block.type == "text")
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+class BareGoogle(BareAiohttp):
+    """The google-genai SDK as its own documentation uses it; it retries nothing by itself."""
+
+    ROLES = {"user": "user", "assistant": "model"}  # noqa: RUF012
+
+    def __init__(self, url: str) -> None:
+        from google import genai
+
+        options: Any = {"base_url": url, "timeout": 60_000}
+        self.client = genai.Client(api_key="k", http_options=options)
+
+    async def ask(self, messages: list[Message], scope: str) -> str:
+        turns: Any = [
+            {"role": self.ROLES[message["role"]], "parts": [{"text": message["content"]}]}
+            for message in messages[1:]
+        ]
+        config: Any = {
+            "system_instruction": messages[0]["content"],
+            "max_output_tokens": MAX_TOKENS,
+        }
+        answer = await self.client.aio.models.generate_content(
+            model="m", contents=turns, config=config
+        )
+        return answer.text or ""
+
+    async def close(self) -> None:
+        await self.client.aio.aclose()
+
+
+class Kernel:
+    """`code/infrastructure.py`, as a stage script uses it."""
+
+    def __init__(self, kind: str, url: str, journal: Path | None) -> None:
+        import infrastructure
+
+        self.kernel = infrastructure
+        self.stack = contextlib.ExitStack()
+        options: dict[str, Any] = {"base_url": f"{url}/v1" if kind in OPENAI_ROUTE else url}
+        if kind != "local":
+            options["api_key"] = "k"
+        if journal:
+            options["journal"] = self.stack.enter_context(infrastructure.Journal(journal))
+        self.backend = infrastructure.get_backend(kind, model="m", concurrency=SLOTS, **options)
+
+    async def ask(self, messages: list[Message], scope: str) -> str:
+        result = await self.backend.chat(messages, max_tokens=MAX_TOKENS, scope=scope)
+        return str(result.content)
+
+    async def run(
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+    ) -> Counter[str]:
+        report = await self.kernel.run_all(list(items), work, concurrency=SLOTS, progress=False)
+        kinds = (getattr(error, "kind", type(error).__name__) for _, error in report.failed)
+        # Adding drops what is zero.
+        return Counter(kinds) + Counter({"pending": len(report.pending)})
+
+    async def close(self) -> None:
+        await self.backend.aclose()
+        self.stack.close()
+
+
+OPENAI_ROUTE = ("local", "openai")
+BARE = {
+    "aiohttp": BareAiohttp,
+    "openai": BareOpenAI,
+    "anthropic": BareAnthropic,
+    "google": BareGoogle,
+}
+
+
+def make_client(spec: Spec, folder: Path) -> Client:
+    family, _, kind = spec["client"].partition(":")
+    if family == "bare":
+        return BARE[kind](spec["url"])
+    return Kernel(kind, spec["url"], folder / "journal.jsonl" if spec.get("journal") else None)
+
+
+# == calls and conversations =======================================================================
+
+
+def run_calls(spec: Spec) -> Figures:
+    return asyncio.run(measure_calls(spec))
+
+
+async def measure_calls(spec: Spec) -> Figures:
+    """Warm up, set the server, then the job and nothing but the job between the two readings."""
+    work = Work(spec)
+    with tempfile.TemporaryDirectory() as folder:
+        client = make_client(spec, Path(folder))
+        control(spec["url"], {"size": spec["load"].get("size", 300)})
+        await client.run(range(-WARM_UP, 0), lambda item: work.single(client, item))
+        control(spec["url"], spec["load"])
+        with Meter() as meter:
+            failed = await client.run(range(spec["items"]), lambda item: work.item(client, item))
+        stats = control(spec["url"])
+        await client.close()
+    return {
+        "cpu_s": meter.cpu_s,
+        "wall_s": meter.wall_s,
+        "lost": spec["items"] - work.done,
+        "failed": dict(failed),
+        "history_bytes": len(json.dumps(work.longest)),
+        "stats": stats,
+    }
+
+
+class Work:
+    """What one item of a run is: a single call, or a conversation of several exchanges."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.exchanges: int = spec.get("exchanges", 0)
+        self.longest: list[Message] = []
+        self.done = 0
+
+    async def item(self, client: Client, number: int) -> None:
+        if self.exchanges:
+            await self.conversation(client, number)
+        else:
+            await self.single(client, number)
+        self.done += 1
+
+    async def single(self, client: Client, number: int) -> None:
+        question = f"Question {number}: what helps against a long day at a desk?"
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+        if not await client.ask(messages, scope=f"bench/{number}"):
+            raise ValueError("an answer without text")
+
+    async def conversation(self, client: Client, number: int) -> None:
+        """A simulated user and an assistant in turns; each sees all that was said before."""
+        said: list[str] = []
+        for turn in range(2 * self.exchanges):
+            messages = seen_by("assistant" if turn % 2 else "user", said, number)
+            said.append(await client.ask(messages, scope=f"bench/{number}/{turn}"))
+            self.longest = messages if len(messages) > len(self.longest) else self.longest
+
+
+def seen_by(speaker: str, said: list[str], number: int) -> list[Message]:
+    """The conversation with the speaker's own lines as the assistant's."""
+    opening = {"role": "system", "content": f"You are the {speaker} of conversation {number}."}
+    roles = ("assistant", "user") if speaker == "user" else ("user", "assistant")
+    lines = [{"role": roles[turn % 2], "content": text} for turn, text in enumerate(said)]
+    first = [{"role": "user", "content": "Begin."}] if speaker == "user" else []
+    return [opening, *first, *lines]
+
+
+def control(url: str, load: Spec | None = None) -> Figures:
+    """Read the server's counters, or give it a new load and set them to zero."""
+    route = "__stats" if load is None else "__config"
+    body = None if load is None else json.dumps(load).encode()
+    with urllib.request.urlopen(f"{url}/{route}", body) as response:
+        return dict(json.load(response))
+
+
+# == tokens ========================================================================================
+
+
+def run_prefixes(spec: Spec) -> Figures:
+    """Counts of every prefix: in one pass, and by counting each prefix from its start."""
+    import infrastructure as kernel
+
+    exchanges = make_exchanges(spec["exchanges"])
+    with tempfile.TemporaryDirectory() as folder:
+        target = TARGETS[spec["target"]](Path(folder))
+        kernel.count_tokens("warm", target)
+        together, counts = timed(lambda: kernel.count_prefixes(exchanges, SYSTEM, target), 20)
+        one_by_one, naive = timed(lambda: recount(kernel, exchanges, target), 2)
+    return {
+        "cpu_s": together,
+        "naive_cpu_s": one_by_one,
+        "ratio": one_by_one / together,
+        "equal": list(map(int, counts)) == list(map(int, naive)) and int(counts[-1]) > 1000,
+        "method": counts[-1].method,
+        "tokens": int(counts[-1]),
+    }
+
+
+def recount(kernel: Any, exchanges: list[tuple[str, str]], target: str) -> list[int]:
+    """What a loop over prefixes does; `count_messages_tokens` keeps no counts from call to call."""
+    messages, counts = [{"role": "system", "content": SYSTEM}], []
+    for user, assistant in exchanges:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        counts.append(kernel.count_messages_tokens(messages, target))
+    return counts
+
+
+def timed(job: Callable[[], Any], times: int) -> tuple[float, Any]:
+    """CPU seconds of one run, over several, and the last result."""
+    with Meter() as meter:
+        for _ in range(times):
+            result = job()
+    return meter.cpu_s / times, result
+
+
+def make_exchanges(number: int) -> list[tuple[str, str]]:
+    rng = random.Random("exchanges")
+    return [(words(rng, 40), words(rng, 50)) for _ in range(number)]
+
+
+def words(rng: random.Random, number: int) -> str:
+    """Words of made-up syllables, each text its own."""
+    syllables = ("ba", "co", "den", "fir", "gal", "hum", "ist", "jo", "kel", "lun", "mor", "net")
+    made = ("".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(number))
+    return " ".join(made) + "."
+
+
+def trained() -> Any:
+    """A small byte-level tokenizer, trained here: real vocabularies would have to be downloaded."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    rng = random.Random("corpus")
+    tokenizer.train_from_iterator((words(rng, 50) for _ in range(500)), trainer)
+    return tokenizer
+
+
+def own_folder(folder: Path) -> str:
+    """A folder as a model brings it, without a chat template."""
+    trained().save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def templated_folder(folder: Path) -> str:
+    """The same with a chat template and its special tokens."""
+    tokenizer = trained()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return str(folder)
+
+
+def tiktoken_encoding(folder: Path) -> str:
+    """The same vocabulary for tiktoken, registered as if it had been downloaded before."""
+    import tiktoken
+    from tiktoken import registry
+
+    letters = byte_letters()
+    ranks = {
+        bytes(letters[letter] for letter in token): rank
+        for token, rank in trained().get_vocab().items()
+    }
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    encoding = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    tiktoken.list_encoding_names()  # fills the registry, so that ours is added and not replaced
+    constructors: Any = registry.ENCODING_CONSTRUCTORS
+    constructors["bench"] = dict
+    registry.ENCODINGS["bench"] = encoding
+    return "bench"
+
+
+def byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in a byte-level vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+TARGETS: dict[str, Callable[[Path], str]] = {
+    "tiktoken": tiktoken_encoding,
+    "tokenizer.json": own_folder,
+    "chat template": templated_folder,
+}
+
+
+# == appends =======================================================================================
+
+
+def run_appends(spec: Spec) -> Figures:
+    """Rows per CPU second of one way to append, and of reading them back."""
+    with tempfile.TemporaryDirectory(dir=spec.get("folder")) as folder:
+        path = Path(folder, "rows.jsonl")
+        rows = [make_row(number) for number in range(spec["items"])]
+        with Meter() as meter:
+            APPENDS[spec["how"]](path, rows)
+        import infrastructure as kernel
+
+        with Meter() as reading:
+            kept = kernel.load_checkpoint_results(path)
+    return {
+        "rows_per_cpu_s": len(rows) / meter.cpu_s,
+        "reload_per_cpu_s": len(kept) / reading.cpu_s,
+        "wall_s": meter.wall_s,
+        "lost": len(rows) - len(kept),
+        "row_bytes": len(json.dumps(rows[-1])),
+    }
+
+
+def make_row(number: int) -> dict[str, Any]:
+    text = words(random.Random(number), 320)
+    return {"id": f"row_{number:06}", "schema": 1, "text": text, "score": number / 7}
+
+
+def append_opened_each_time(path: Path, rows: list[dict[str, Any]]) -> None:
+    import infrastructure as kernel
+
+    for row in rows:
+        kernel.append_checkpoint(path, row)
+
+
+def append_kept_open(path: Path, rows: list[dict[str, Any]], sync: bool = True) -> None:
+    import infrastructure as kernel
+
+    appender = kernel.Appender(path, sync=sync)
+    for row in rows:
+        appender.append(row)
+    appender.close()
+
+
+def append_unsynced(path: Path, rows: list[dict[str, Any]]) -> None:
+    append_kept_open(path, rows, sync=False)
+
+
+def append_by_hand(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The usual four lines of a script: no lock, no repair of a torn tail, no checksum."""
+    for row in rows:
+        with open(path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+
+APPENDS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
+    "by hand": append_by_hand,
+    "opened": append_opened_each_time,
+    "kept": append_kept_open,
+    "unsynced": append_unsynced,
+}
+
+
+# == import ========================================================================================
+
+
+def run_import(spec: Spec) -> Figures:
+    before = set(sys.modules)
+    with Meter() as meter:
+        __import__(spec["module"])
+    return {"cpu_s": meter.cpu_s, "modules": len(set(sys.modules) - before)}
+
+
+JOBS: dict[str, Callable[[Spec], Figures]] = {
+    "calls": run_calls,
+    "prefixes": run_prefixes,
+    "appends": run_appends,
+    "import": run_import,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
