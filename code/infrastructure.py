@@ -7,8 +7,8 @@ One file that works alone. Copy it next to your own script:
     print(result.content, result.usage, result.cost)
 
 Chapters: 1 models, 2 runs, 3 checkpoints, 4 tokens, 5 slicing, 6 rubric and scores, 7 project.
-Importing it opens no file, socket or client; SDKs are imported by the call that needs them.
-Needs Python 3.11; pydantic, tenacity, pyyaml, and for its own sake the SDK of each provider used.
+Importing it opens no file, socket or client. A package is imported by the call that needs it:
+pydantic and tenacity for models, pyyaml for rubrics and gates, a provider's SDK for its models.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -88,80 +88,61 @@ class DiskStop(StopRun):
 
 
 class ModelFailure(FinetuneError):
-    """One call without a usable answer. `kind` says why; it is counted, and never stored as an answer."""
+    """One call without a usable answer: `kind` says why. Counted, and never stored as an answer."""
 
     exit_code = 1
 
     def __init__(
-        self,
-        kind: str,
-        message: str,
-        *,
-        text: str = "",
-        model: str = "",
-        usage: Usage | None = None,
-        cost: float | None = None,
-        scope: str = "",
-    ) -> None:
+        self, kind: str, message: str, reply: CompletionResult | None = None, scope: str = ""
+    ):
         super().__init__(message)
-        self.kind, self.text, self.model = kind, text, model
-        self.usage, self.cost, self.scope = usage, cost, scope
+        self.kind, self.scope = kind, scope
+        self.text, self.model = (reply.content, reply.model) if reply else ("", "")
+        self.usage, self.cost = (reply.usage, reply.cost) if reply else (Usage(), None)
 
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 1  Models
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 1 Models ══════════════════════════════════════════════════════════════════════════════════════
 
 RETRIED = frozenset({"rate_limit", "overloaded", "transport", "timeout", "undecodable", "empty"})
-STOPS = frozenset({"spent", "denied", "unknown_model"})
-# Answered and paid for: asking the same again would only be paid again, so these replay.
-ANSWERED = frozenset({"refusal", "filter", "length", "context_full", "tool_call", "too_long"})
-# After these the provider may have charged although no answer came: the budget keeps the worst case.
+STOPS = {  # what ends the run, and what to do about it
+    "denied": "check the key in {key} and its rights",
+    "spent": "the account is out of quota or budget; top up or wait, then run again",
+    "unknown_model": "check the model's name and the base URL",
+}
+# Answered and paid for: asking the same again would only be paid again, so these are replayed.
+ANSWERED = {
+    "length": "the reply was cut at {limit} tokens; give it more room (max_tokens)",
+    "refusal": "the model refused to answer",
+    "filter": "the provider's content filter withheld the reply",
+    "context_full": "the conversation filled the model's context window",
+    "tool_call": "the model answered with a tool call instead of text",
+    "too_long": "the reply is longer than a reply may be",
+}
+# After these the provider may have charged without an answer: the budget keeps the worst case.
 MAYBE_PAID = frozenset({"timeout", "transport", "undecodable", "empty"})
-# A run of calls that end in one of these means that nobody is there: the run stops.
+# A row of calls that all end in one of these means that nobody is there: the run stops.
 NOBODY_THERE = frozenset({"transport", "timeout", "overloaded"})
 TRIES = {"empty": 3}  # a blank reply is paid for each time
-MAX_REPLY = 10_000_000  # characters; a longer reply is a fault, not an answer
-
+DEAD_CALLS = 10
+MAX_REPLY = 10_000_000  # characters
 STOP_WORDS = {
-    "stop": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "eos": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "filter",
-    "safety": "filter",
-    "recitation": "filter",
-    "blocklist": "filter",
-    "prohibited_content": "filter",
-    "spii": "filter",
-    "language": "filter",
+    "stop": "stop end_turn stop_sequence eos",
+    "length": "length max_tokens",
     "refusal": "refusal",
-    "tool_calls": "tool_call",
-    "function_call": "tool_call",
-    "tool_use": "tool_call",
-    "pause_turn": "tool_call",
-    "malformed_function_call": "tool_call",
-    "model_context_window_exceeded": "context_full",
+    "filter": "content_filter safety recitation blocklist prohibited_content spii language",
+    "tool_call": "tool_calls function_call tool_use pause_turn malformed_function_call",
+    "context_full": "model_context_window_exceeded",
 }
 SPENT = re.compile(
-    r"insufficient[_ ](quota|balance|funds|credit)|spend[_ ]limit|credit balance is too low|PerDay"
+    r"insufficient[_ ](quota|balance|funds|credit)|spend[_ ]limit|balance is too low|PerDay"
 )
 BAD_KEY = re.compile(r"API_KEY_INVALID|API key not valid|invalid[ _]api[ _]key", re.IGNORECASE)
 NO_ROOM = re.compile(
-    r"context[ _](length|window|size)|prompt is too long|too many tokens|maximum number of tokens",
-    re.IGNORECASE,
+    r"context[ _](length|window|size)|prompt is too long|(many|number of) tokens", re.I
 )
 # Transport errors of the SDKs by class name, so that no SDK needs importing to recognise them.
 TRANSPORT_NAMES = frozenset({"APIConnectionError", "TransportError", "ClientError"})
-KEY_VARIABLES = (
-    "OPENAI_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "GOOGLE_API_KEY",
-    "MISTRAL_API_KEY",
-    "HF_TOKEN",
-)
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "MISTRAL_API_KEY", "HF_TOKEN")
 PRESETS = {  # name: (base URL, variable of the key)
     "vllm": ("http://127.0.0.1:8000/v1", ""),
     "llama-server": ("http://127.0.0.1:8080/v1", ""),
@@ -171,26 +152,16 @@ PRESETS = {  # name: (base URL, variable of the key)
     "mistral": ("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
     "llama": ("https://api.llama.com/compat/v1", "LLAMA_API_KEY"),
 }
-# Every option of a backend is one of these two; the first kind is part of a call's identity.
-ANSWER_OPTIONS = frozenset(
-    {"model", "max_tokens", "parameters", "base_url", "label", "preset", "n_ctx", "root"}
-)
-RUNTIME_OPTIONS = frozenset(
-    {
-        "timeout",
-        "attempt_timeout",
-        "tries",
-        "max_wait",
-        "patience",
-        "concurrency",
-        "journal",
-        "budget",
-    }
-    | {"price", "api_key", "key_variable", "clock", "sleep", "executable"}
-)
+ALIASES = {
+    "gemini": "google",
+    "gpt": "openai",
+    "gguf": "llamacpp",
+    "ollama": "local",
+    "vllm": "local",
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Usage:
     """Tokens of one call as the provider counted them; `estimated` when it did not say."""
 
@@ -200,11 +171,8 @@ class Usage:
     cached_tokens: int = 0
     estimated: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CompletionResult:
     """A whole, usable reply. `cost` in dollars, None when the price is unknown."""
 
@@ -212,21 +180,12 @@ class CompletionResult:
     model: str
     usage: Usage
     stop_reason: str
-    cost: float | None
+    cost: float | None = None
     notes: tuple[str, ...] = ()
     replayed: bool = False
 
 
-@dataclass(frozen=True)
-class Structured(Generic[M]):
-    """What a structured call gave: a valid value or a failure, and every reply that was paid for it."""
-
-    value: M | None
-    failure: ModelFailure | None
-    replies: tuple[CompletionResult, ...]
-
-
-@dataclass(slots=True)
+@dataclass
 class Call:
     """One request as a provider's `_call` sees it."""
 
@@ -234,18 +193,6 @@ class Call:
     schema: type[BaseModel] | None
     max_tokens: int
     scope: str
-
-
-@dataclass(slots=True)
-class Reply:
-    """What a provider's `_call` returns, before anything is made of it."""
-
-    text: str
-    stop: str
-    usage: Usage | None
-    model: str
-    cost: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -259,6 +206,35 @@ class Totals:
     unknown_costs: int = 0
     limited: int = 0  # 429s: waited for, never failures
     failures: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Options:
+    """What `get_backend` takes besides kind and model; the last four are for one kind each."""
+
+    max_tokens: int = 4096
+    timeout: float = 300.0  # one call in all, retries included; waits for rate limits are not
+    attempt_timeout: float = 120.0
+    tries: int = 6
+    max_wait: float = 300.0  # the longest Retry-After that is waited for
+    patience: float = 1800.0  # the longest time with nothing but rate limits
+    concurrency: int = 64  # calls in flight, however many items ask for one
+    journal: Journal | None = None
+    budget: Budget | None = None
+    price: Mapping[str, float] | None = None  # dollars per million: input, output, cached_input
+    parameters: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # sampling, reasoning: sent as they are
+    api_key: str = ""
+    key_variable: str = ""
+    base_url: str = ""
+    label: str = ""  # names the endpoint in journal keys, where a port or host would be chance
+    clock: Clock = time.monotonic
+    sleep: Sleep = asyncio.sleep
+    preset: str = ""  # local: one of PRESETS
+    n_ctx: int = 8192  # llamacpp
+    root: str | Path | None = None  # python: the project root
+    executable: str = "claude"  # claude
 
 
 class Fault(Exception):
@@ -277,79 +253,70 @@ class HttpStatus(Exception):
         self.status_code, self.headers = status_code, headers
 
 
-# ── what an exception means ─────────────────────────────────────────────────────────────────────
+# ── what an exception means ───────────────────────────────────────────────────────────────────────
 
 
 def fault_of(exc: BaseException) -> Fault | None:
-    """What an exception of any SDK means, by its status and class; None for a bug, which is no fault."""
+    """What an SDK's exception means, by its status and class; None for a bug, which is no fault."""
     if isinstance(exc, Fault):
         return exc
-    status = status_of(exc)
+    status, words = status_of(exc), _words_of(exc)
     if status is not None:
-        return _fault_of_status(status, exc)
+        kind = _kind_of_status(status, words)
+        return Fault(kind, words, retry_after(exc) if kind in RETRIED else None)
     names = {cls.__name__ for cls in type(exc).__mro__}
     if isinstance(exc, TimeoutError) or any("Timeout" in name for name in names):
         return Fault("timeout", f"no answer in time ({type(exc).__name__})")
     if isinstance(exc, json.JSONDecodeError | UnicodeDecodeError):
         return Fault("undecodable", f"the body is not JSON: {exc}")
     if isinstance(exc, ConnectionError | socket.gaierror) or names & TRANSPORT_NAMES:
-        return Fault("transport", _words_of(exc))
+        return Fault("transport", words)
     return None
 
 
 def status_of(exc: BaseException) -> int | None:
     """The HTTP status that an exception carries, as a number and never from its text."""
-    for name in ("status_code", "code"):
-        value = getattr(exc, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    found = (getattr(exc, name, None) for name in ("status_code", "code"))
+    return next((s for s in found if isinstance(s, int) and not isinstance(s, bool)), None)
 
 
-def _fault_of_status(status: int, exc: BaseException) -> Fault:
-    words = _words_of(exc)
+def _kind_of_status(status: int, words: str) -> str:
     if status == 402 or (400 <= status < 500 and SPENT.search(words)):
-        return Fault("spent", words)
+        return "spent"  # it arrives dressed as a rate limit, so it is looked for first
     if status in (401, 403) or (status == 400 and BAD_KEY.search(words)):
-        return Fault("denied", words)
-    if status == 404:
-        return Fault("unknown_model", words)
-    if status == 429:
-        return Fault("rate_limit", words, retry_after(exc))
-    if status in (408, 409) or status >= 500:
-        return Fault("overloaded", words, retry_after(exc))
+        return "denied"
+    known = {404: "unknown_model", 408: "overloaded", 409: "overloaded", 429: "rate_limit"}
+    if status in known or status >= 500:
+        return known.get(status, "overloaded")
     if status < 400:
-        return Fault("undecodable", words)
-    return Fault("context" if NO_ROOM.search(words) else "rejected", words)
+        return "undecodable"
+    return "context" if NO_ROOM.search(words) else "rejected"
 
 
 def _words_of(exc: BaseException) -> str:
-    """The provider's own words, its codes included, on one line."""
+    """The provider's own words on one line, with its codes and what broke a connection."""
     parts = [str(exc) or type(exc).__name__]
     cause = exc.__cause__ or exc.__context__
     if cause is not None and status_of(exc) is None:
         parts.append(f"{type(cause).__name__}: {cause}")
-    for name in ("code", "error_code", "type"):
-        value = getattr(exc, name, None)
-        if isinstance(value, str) and value not in parts[0]:
-            parts.append(value)
+    codes = (getattr(exc, name, None) for name in ("code", "error_code", "type"))
+    parts += [code for code in codes if isinstance(code, str) and code not in parts[0]]
     return " ".join(" ".join(parts).split())[:600]
 
 
 def retry_after(exc: BaseException, now: Clock = time.time) -> float | None:
     """How long the provider asks to wait, in seconds, from wherever it says so; never negative."""
-    headers = (
-        getattr(getattr(exc, "response", None), "headers", None)
-        or getattr(exc, "headers", None)
-        or {}
-    )
+    headers = getattr(getattr(exc, "response", exc), "headers", None) or {}
     low = {str(key).lower(): str(value) for key, value in dict(headers).items()}
-    details = getattr(exc, "details", None)
+    text = f"{exc} {getattr(exc, 'details', '')}"
+    in_text = re.search(
+        r"(?:retry|try again) (?:in|after) (\d+(?:\.\d+)?\s*m?s)", text, re.IGNORECASE
+    )
+    info = re.search(r"""retryDelay['"]:\s*['"](\d+(?:\.\d+)?m?s)""", text)  # Google's RetryInfo
     asked = [
         parse_delay(low.get("retry-after-ms", ""), unit="ms"),
         parse_delay(low.get("retry-after", ""), now=now),
-        parse_delay(_retry_info(details)),
-        _delay_in_text(str(exc)),
+        *(parse_delay(match[1]) for match in (info, in_text) if match),
     ]
     found = next((delay for delay in asked if delay is not None), None)
     return None if found is None else max(0.0, found)
@@ -366,32 +333,14 @@ def parse_delay(text: str, unit: str = "s", now: Clock = time.time) -> float | N
         return None
 
 
-def _retry_info(details: object) -> str:
-    """Google's RetryInfo, from the details of its error body."""
-    error = details.get("error", details) if isinstance(details, dict) else {}
-    for entry in (error.get("details") or []) if isinstance(error, dict) else []:
-        if isinstance(entry, dict) and str(entry.get("@type", "")).endswith("RetryInfo"):
-            return str(entry.get("retryDelay", ""))
-    return ""
-
-
-def _delay_in_text(text: str) -> float | None:
-    match = re.search(
-        r"(?:retry|try again)\s+(?:in|after)\s+(\d+(?:\.\d+)?\s*m?s)", text, re.IGNORECASE
-    )
-    match = match or re.search(r"""retryDelay['"]:\s*['"](\d+(?:\.\d+)?m?s)""", text)
-    return parse_delay(match[1]) if match else None
-
-
-# ── money ───────────────────────────────────────────────────────────────────────────────────────
+# ── money ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Budget:
     """A cap in dollars. The worst case of a call is held back before it is sent."""
 
     def __init__(self, max_usd: float | None = None, spent: float = 0.0) -> None:
-        self.max_usd, self.spent = max_usd, spent
-        self.held = 0.0
+        self.max_usd, self.spent, self.held = max_usd, spent, 0.0
         self._open = 0
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -399,13 +348,11 @@ class Budget:
         """Hold `worst` dollars; waits for calls in flight to settle, then raises BudgetReached."""
         while self.max_usd is not None and self.spent + self.held + worst > self.max_usd + 1e-12:
             if not self._open:
-                raise BudgetReached(
-                    f"budget: ${self.spent:.4f} of ${self.max_usd:.4f} is spent, and the next call could cost "
-                    f"${worst:.4f}. Everything so far is kept; run again with a larger --max-usd to go on."
-                )
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
+                said = f"budget: ${self.spent:.4f} of ${self.max_usd:.4f} is spent"
+                todo = "What is done is kept; a larger --max-usd goes on from here."
+                raise BudgetReached(f"{said}, and the next call could cost ${worst:.4f}. {todo}")
+            self._waiting.append(asyncio.get_running_loop().create_future())
+            await self._waiting[-1]
         self._open += 1
         self.held += worst
 
@@ -415,30 +362,33 @@ class Budget:
         self.held = self.held - worst if self._open else 0.0
         self.spent += cost
         waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        _release(waiting, None)
 
 
 def cost_of(usage: Usage, model: str, price: Mapping[str, float] | None) -> float | None:
-    """Dollars for one call: from `price` (dollars per million tokens), else genai-prices, else None."""
+    """Dollars for one call: from `price` (per million tokens), else genai-prices, else None."""
     if price is not None:
-        fresh = usage.input_tokens - usage.cached_tokens
         cached = usage.cached_tokens * price.get("cached_input", price["input"])
-        return (fresh * price["input"] + cached + usage.output_tokens * price["output"]) / 1e6
-    try:
-        from genai_prices import Usage as Tokens
-        from genai_prices import calc_price
-    except ImportError:
+        fresh = (usage.input_tokens - usage.cached_tokens) * price["input"]
+        return (fresh + cached + usage.output_tokens * price["output"]) / 1e6
+    prices = _price_table()
+    if prices is None:
         return None
-    tokens = Tokens(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cached_tokens or None,
+    sent, cached_tokens = usage.input_tokens, usage.cached_tokens or None
+    used = prices.Usage(
+        input_tokens=sent, output_tokens=usage.output_tokens, cache_read_tokens=cached_tokens
     )
     try:
-        return float(calc_price(tokens, model_ref=model).total_price)
+        return float(prices.calc_price(used, model_ref=model).total_price)
     except LookupError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _price_table() -> Any:
+    try:
+        return importlib.import_module("genai_prices")
+    except ImportError:
         return None
 
 
@@ -447,15 +397,7 @@ def is_loopback(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _checked_price(price: Mapping[str, float] | None, name: str) -> Mapping[str, float] | None:
-    if price is not None and not {"input", "output"} <= set(price):
-        raise FinetuneError(
-            f"{name}: a price needs `input` and `output`, in dollars per million tokens"
-        )
-    return price
-
-
-# ── pace ────────────────────────────────────────────────────────────────────────────────────────
+# ── pace ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Pacer:
@@ -474,11 +416,16 @@ class Pacer:
         self._turns = asyncio.Lock()
 
     async def turn(self) -> None:
-        """Wait for the next place to send; one waiter sleeps at a time, so nobody waits on an old rate."""
+        """Wait for the next place to send; one sleeps at a time, so none waits on an old rate."""
         if self.rate is None:
             return
         async with self._turns:
-            self._grow()
+            ticks = int((self.clock() - self._grown) / self.TICK)
+            if ticks > 0:  # half as much again per tick until the next 429, then 2 %
+                self.rate = min(
+                    1e6, self.rate * (1.5 if self._slow_start else 1.02) ** min(ticks, 50)
+                )
+                self._grown += ticks * self.TICK
             delay = self._next - self.clock()
             if delay > 0:
                 await self.sleep(delay)
@@ -492,37 +439,24 @@ class Pacer:
         now = self.clock()
         if now - self._cut < self.CUT_GAP:
             return
-        first = self.rate is None
-        lowest = max(self.FLOOR, self.slots / 2) if first else self.FLOOR
-        self.rate = max(lowest, 0.9 * self._answer_rate(now))
-        self._slow_start = first
-        self._cut = self._grown = now
-
-    def _answer_rate(self, now: float) -> float:
         while self._answers and self._answers[0] < now - self.WINDOW:
             self._answers.popleft()
-        return len(self._answers) / self.WINDOW
-
-    def _grow(self) -> None:
-        """Half as much again per tick until the next 429, then 2 % per tick."""
-        ticks = int((self.clock() - self._grown) / self.TICK)
-        if ticks > 0 and self.rate is not None:
-            factor = 1.5 if self._slow_start else 1.02
-            self.rate = min(self.rate * factor ** min(ticks, 50), 1e6)
-            self._grown += ticks * self.TICK
+        self._slow_start = self.rate is None
+        lowest = max(self.FLOOR, self.slots / 2) if self.rate is None else self.FLOOR
+        self.rate = max(lowest, 0.9 * len(self._answers) / self.WINDOW)
+        self._cut = self._grown = now
 
 
 class _Tally:
     """Counts what one call has been through. Time and tries spent on a 429 do not count."""
 
-    def __init__(self, backend: LLMBackend) -> None:
-        self.backend, self.faults, self.limits = backend, 0, 0
-        self.excused = 0.0
-        self.started = backend.clock()
+    def __init__(self, options: Options) -> None:
+        self.o, self.faults, self.limits, self.excused = options, 0, 0, 0.0
+        self.started = options.clock()
 
     def left(self) -> float:
         """Seconds until this call's deadline, waits for rate limits not counted."""
-        return self.backend.timeout - (self.backend.clock() - self.started - self.excused)
+        return self.o.timeout - (self.o.clock() - self.started - self.excused)
 
     def again(self, exc: BaseException) -> bool:
         """Worth another try? Rate limits always are; other faults within tries and deadline."""
@@ -533,25 +467,22 @@ class _Tally:
             return True
         self.faults += 1
         return (
-            self.faults < min(self.backend.tries, TRIES.get(exc.kind, self.backend.tries))
-            and self.left() > 0
+            self.faults < min(self.o.tries, TRIES.get(exc.kind, self.o.tries)) and self.left() > 0
         )
 
     def wait(self, state: RetryCallState) -> float:
         """What the provider asked for with some jitter on top, else full-jitter back-off."""
-        fault = state.outcome.exception() if state.outcome else None
-        assert isinstance(fault, Fault)
-        steps = self.limits if fault.kind == "rate_limit" else self.faults
-        delay = min(30.0, 0.5 * 2.0 ** min(steps, 10)) * random.random()  # noqa: S311 - no secret
+        fault: Any = state.outcome.exception() if state.outcome else None
+        limited = fault.kind == "rate_limit"
+        step = min(10, self.limits if limited else self.faults)
+        delay = min(30.0, 0.5 * 2.0**step) * random.random()
         if fault.wait is not None:
-            delay = fault.wait * random.uniform(1.0, 1.5)  # noqa: S311
-        if fault.kind == "rate_limit":
-            self.excused += delay
-            return delay
-        return max(0.0, min(delay, self.left()))
+            delay = fault.wait * random.uniform(1.0, 1.5)
+        self.excused += delay if limited else 0.0
+        return delay if limited else max(0.0, min(delay, self.left()))
 
 
-# ── one model ───────────────────────────────────────────────────────────────────────────────────
+# ── one model ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -567,131 +498,76 @@ class _Live:
 
 
 class LLMBackend:
-    """One model behind one provider. A provider is `_client` and `_call`; all else lives here once."""
+    """One model behind one provider. A provider is `_client` and `_call`; the rest is here."""
 
-    kind = ""
-    package = extra = key_variable = default_url = ""
+    kind = key_variable = default_url = ""
+    free = False  # runs on this machine, so that a call costs nothing
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        max_tokens: int = 4096,
-        timeout: float = 300.0,  # one call in all, retries included, waits for rate limits not
-        attempt_timeout: float = 120.0,
-        tries: int = 6,
-        max_wait: float = 300.0,  # the longest Retry-After that is waited for
-        patience: float = 1800.0,  # the longest time with nothing but rate limits
-        concurrency: int = 64,
-        journal: Journal | None = None,
-        budget: Budget | None = None,
-        price: Mapping[str, float] | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        api_key: str | None = None,
-        key_variable: str | None = None,
-        base_url: str | None = None,
-        label: str = "",
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-    ) -> None:
-        self.model, self.max_tokens, self.parameters = model, max_tokens, dict(parameters or {})
-        self.timeout, self.attempt_timeout, self.tries = timeout, attempt_timeout, tries
-        self.max_wait, self.patience, self.concurrency = max_wait, patience, concurrency
-        self.journal, self.budget = journal, budget
-        self.price = _checked_price(price, self.name)
-        self.base_url, self.label = base_url or self.default_url, label
-        self.key_variable = self.key_variable if key_variable is None else key_variable
-        self._api_key = (api_key or os.environ.get(self.key_variable, "")).strip()
-        self._secrets = tuple(
-            {self._api_key, *(os.environ.get(n, "").strip() for n in KEY_VARIABLES)} - {""}
-        )
-        self.clock, self.sleep = clock, sleep
+    def __init__(self, model: str, options: Options) -> None:
+        self.model, self.o, self.name = model, options, f"{self.kind}:{model}"
+        self.base_url = options.base_url or self.default_url
+        self.key_variable = options.key_variable or self.key_variable
+        self._api_key = (options.api_key or os.environ.get(self.key_variable, "")).strip()
+        known_keys = (os.environ.get(name, "").strip() for name in KEYS)
+        self._secrets = tuple({self._api_key, *known_keys} - {""})
         self.totals = Totals()
         self._live_state: _Live | None = None
         self._stopped: StopRun | None = None
-        self._answered_at = clock()
-        self._unanswered = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}:{self.model}"
-
-    def __repr__(self) -> str:
-        return f"<{self.name}>"
-
-    # what a caller uses
+        self._answered_at, self._unanswered = options.clock(), 0
+        self.free = self.free or (options.price is None and is_loopback(self.base_url))
+        if options.price is not None and not {"input", "output"} <= set(options.price):
+            raise FinetuneError(
+                f"{self.name}: a price needs `input` and `output`, dollars per million"
+            )
 
     async def complete(
-        self,
-        prompt: str,
-        system: str | None = None,
-        max_tokens: int | None = None,
-        *,
-        scope: str = "",
+        self, prompt: str, system: str | None = None, max_tokens: int | None = None, scope: str = ""
     ) -> CompletionResult:
-        """Ask one question; raises ModelFailure for an unusable answer, StopRun when no call can succeed."""
-        return await self.chat(_as_messages(prompt, system), max_tokens=max_tokens, scope=scope)
-
-    async def complete_structured(
-        self,
-        prompt: str,
-        response_model: type[M],
-        system: str | None = None,
-        max_tokens: int | None = None,
-        *,
-        scope: str = "",
-    ) -> M | ModelFailure:
-        """Ask for JSON of a Pydantic model; returns an instance, or the ModelFailure that says why not."""
-        messages = _as_messages(prompt, system)
-        made = await self.chat_structured(
-            messages, response_model, max_tokens=max_tokens, scope=scope
-        )
-        return made.value if made.value is not None else made.failure  # type: ignore[return-value]
+        """Ask one question; raises ModelFailure for an unusable answer, or StopRun."""
+        return await self.chat(_as_messages(prompt, system), max_tokens, scope=scope)
 
     async def chat(
         self,
         messages: Sequence[Message],
-        *,
         max_tokens: int | None = None,
         schema: type[BaseModel] | None = None,
         scope: str = "",
     ) -> CompletionResult:
-        """Send a conversation, get the next message; journalled, budgeted, paced and retried."""
-        call = Call(_clean(messages), schema, max_tokens or self.max_tokens, scope)
-        if self.journal is None:
+        """Send a conversation, get the next message; journalled, budgeted, paced and retried.
+        With a journal and no scope, an equal request is the same call."""
+        call = Call(_clean(messages), schema, max_tokens or self.o.max_tokens, scope)
+        if self.o.journal is None:
             return self._result(await self._fresh(call), call, replayed=False)
-        key, worst = self._key(call), self._worst(call)
-        record, replayed = await self.journal.once(
-            key, scope, self.name, worst, lambda: self._fresh(call)
-        )
+        worst = 0.0 if self.free else self._worst(call)
+        about = {"key": self._key(call), "scope": scope, "model": self.name, "worst": worst}
+        record, replayed = await self.o.journal.once(about, lambda: self._fresh(call))
         return self._result(record, call, replayed)
 
-    async def chat_structured(
+    async def complete_structured(
         self,
-        messages: Sequence[Message],
+        prompt: str | Sequence[Message],
         response_model: type[M],
-        *,
+        system: str | None = None,
         max_tokens: int | None = None,
         scope: str = "",
-    ) -> Structured[M]:
-        """Like `chat`, for JSON: one repair round that shows the model its mistake, then a failure."""
-        replies: list[CompletionResult] = []
-        asked, slot = list(messages), scope
-        problem = ""
+        replies: list[CompletionResult] | None = None,
+    ) -> M | ModelFailure:
+        """Ask for JSON of a Pydantic model: an instance, or the ModelFailure that says why not. One
+        repair round shows the model its mistake. `replies` collects every reply that was paid."""
+        asked = _as_messages(prompt, system) if isinstance(prompt, str) else list(prompt)
+        problem, replies = "", [] if replies is None else replies
         try:
-            for attempt in (1, 2):
-                slot = scope if attempt == 1 else f"{scope}.repair-1"
-                replies.append(
-                    await self.chat(asked, max_tokens=max_tokens, schema=response_model, scope=slot)
-                )
+            for slot in (scope, f"{scope}.repair-1"):
+                turns = asked + _repair(replies[-1].content, problem) if problem else asked
+                replies.append(await self.chat(turns, max_tokens, response_model, slot))
                 value, problem = parse_structured(replies[-1].content, response_model)
                 if value is not None:
-                    return Structured(value, None, tuple(replies))
-                asked = [*messages, *_repair_messages(replies[-1].content, problem)]
+                    return value
         except ModelFailure as failure:
-            return Structured(None, failure, tuple(replies))
-        self.totals.failures["schema"] += 1
-        return Structured(None, self._schema_failure(problem, replies[-1], slot), tuple(replies))
+            return failure
+        said = f"the reply does not fit the schema, also after one repair: {problem}"
+        said += f" (first 80 characters: {replies[-1].content[:80]!r})"
+        return self._failure("schema", said, replies[-1], scope)
 
     async def aclose(self) -> None:
         """Close the client; also happens by itself when the event loop ends."""
@@ -709,51 +585,40 @@ class LLMBackend:
 
     def _client(self) -> Any:
         """Make the long-lived client; called once for an event loop."""
-        return None
 
     async def _close(self, client: Any) -> None:
         """Close what `_client` made."""
-        if client is not None:
-            await client.close()
 
-    async def _call(self, call: Call, client: Any) -> Reply:
-        """One request, one reply: no retry, no judgement."""
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        """One request, one reply with the provider's own stop word: no retry, no judgement."""
         raise FinetuneError(f"{type(self).__name__} has no `_call`")
 
     def _identity(self) -> dict[str, Any]:
         """What makes an answer this model's: part of every journal key."""
-        own = {"provider": self.kind, "model": self.model}
-        if self.base_url and self.base_url != self.default_url:
-            own["endpoint"] = self.label or urlsplit(self.base_url).hostname or ""
-        return own
-
-    def _is_free(self) -> bool:
-        return bool(self.base_url) and is_loopback(self.base_url) and self.price is None
+        elsewhere = self.base_url != self.default_url
+        place = {"endpoint": self.o.label or urlsplit(self.base_url).hostname} if elsewhere else {}
+        return {"provider": self.kind, "model": self.model, **place}
 
     # the pipeline of one call
 
     async def _fresh(self, call: Call) -> dict[str, Any]:
-        """Ask the provider; gives a record of the answer or of a typed failure, raises StopRun."""
-        live = await self._live()
-        async with live.slots:
-            try:
-                return self._record(await self._attempts(call, live))
-            except Fault as fault:
-                return self._failed(fault)
-
-    async def _attempts(self, call: Call, live: _Live) -> Reply:
+        """Ask the provider: the record of its answer or of a typed failure; raises StopRun."""
         from tenacity import AsyncRetrying, retry_if_exception
 
-        tally = _Tally(self)
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(tally.again), wait=tally.wait, sleep=self.sleep, reraise=True
-        )
-        async for attempt in retrying:
-            with attempt:
-                return await self._attempt(call, live, tally)
-        raise AssertionError("unreachable: the retrying either returns or raises")
+        live, tally = await self._live(), _Tally(self.o)
+        again = retry_if_exception(tally.again)
+        retry = AsyncRetrying(retry=again, wait=tally.wait, sleep=self.o.sleep, reraise=True)
+        async with live.slots:
+            tally.started = self.o.clock()
+            try:
+                async for attempt in retry:
+                    with attempt:
+                        return await self._attempt(call, live, tally)
+            except Fault as fault:
+                return self._unanswered_call(fault)
+        raise AssertionError("unreachable: retrying returns or raises")
 
-    async def _attempt(self, call: Call, live: _Live, tally: _Tally) -> Reply:
+    async def _attempt(self, call: Call, live: _Live, tally: _Tally) -> dict[str, Any]:
         """One request within its slot, its pace, its budget and its deadline."""
         await live.pacer.turn()
         if self._stopped is not None:
@@ -761,231 +626,152 @@ class LLMBackend:
         worst = await self._reserve(call)
         charged = worst  # until we know better: a cancelled call may have been paid
         try:
-            async with asyncio.timeout(min(self.attempt_timeout, max(0.01, tally.left()))):
-                reply = self._filled(await self._call(call, live.client), call)
+            async with asyncio.timeout(min(self.o.attempt_timeout, max(0.01, tally.left()))):
+                reply = self._priced(await self._call(call, live), call)
             charged = reply.cost or 0.0
             live.pacer.answered()
-            if not reply.text.strip() and STOP_WORDS.get(reply.stop.lower(), "stop") == "stop":
-                raise Fault("empty", f"the reply is blank (stop reason: {reply.stop or 'none'})")
-            return reply
-        except Exception as exc:
+            return self._record(reply)
+        except Exception as exc:  # noqa: BLE001 - a bug is raised again as it is
             fault = self._fault(exc, live)
             charged = charged if fault.kind in MAYBE_PAID else 0.0
             raise fault from None
         finally:
-            if self.budget is not None:
-                self.budget.settle(worst, charged)
+            if self.o.budget is not None:
+                self.o.budget.settle(worst, charged)
 
     def _fault(self, exc: Exception, live: _Live) -> Fault:
-        """Translate, count and act on what one attempt raised; a bug goes on as it is."""
+        """Translate and act on what one attempt raised; a bug goes on as it is."""
         fault = fault_of(exc)
         if fault is None:
             raise exc
-        fault = Fault(fault.kind, self.redact(str(fault)), fault.wait)
-        if fault.kind == "rate_limit":
+        kind, words, wait = fault.kind, self.redact(str(fault)), fault.wait
+        if kind == "rate_limit":
             self.totals.limited += 1
             live.pacer.limited()
-            fault = self._too_long_a_wait(fault) or fault
-        if fault.kind in STOPS:
-            self._stopped = self._stopped or StopRun(f"{self.name}: {self._advice(fault)}")
-            raise self._stopped from None
-        return fault
+            silent = self.o.clock() - self._answered_at
+            if (wait or 0) > self.o.max_wait:
+                kind, words = (
+                    "spent",
+                    f"{words} (wait {wait:.0f} s; the cap is {self.o.max_wait:.0f})",
+                )
+            elif silent > self.o.patience:
+                kind, words = "spent", f"{words} (nothing but rate limits for {silent:.0f} s)"
+        if kind in STOPS:
+            todo = STOPS[kind].format(key=self.key_variable or "api_key")
+            raise self._stop(f"{words}. The run stops: {todo}") from None
+        return Fault(kind, words, wait)
 
-    def _too_long_a_wait(self, fault: Fault) -> Fault | None:
-        """A wait beyond the cap, or nothing but rate limits for too long, ends the run."""
-        if fault.wait is not None and fault.wait > self.max_wait:
-            return Fault(
-                "spent",
-                f"{fault} (asks to wait {fault.wait:.0f} s; the cap is {self.max_wait:.0f} s)",
-            )
-        silent = self.clock() - self._answered_at
-        if silent > self.patience:
-            return Fault("spent", f"{fault} (nothing but rate limits for {silent:.0f} s)")
-        return None
+    def _stop(self, said: str) -> StopRun:
+        """The one error with which every further call of this backend ends."""
+        said = f"{self.name}: {said}. What is done is kept; run again to go on."
+        self._stopped = self._stopped or StopRun(said)
+        return self._stopped
 
-    def _advice(self, fault: Fault) -> str:
-        todo = {
-            "denied": f"check the key in {self.key_variable or 'api_key'} and its rights",
-            "spent": "the account is out of quota or budget; top up or wait, then run again",
-            "unknown_model": "check the model's name and the base URL",
-        }[fault.kind]
-        return f"{fault}. The run stops: {todo}. What is done is kept."
+    def _priced(self, reply: CompletionResult, call: Call) -> CompletionResult:
+        """Add the cost, and an estimate where the provider counted no tokens."""
+        usage, cost = reply.usage, reply.cost
+        if not usage.input_tokens:
+            sent = sum(len(m["content"].encode()) // 4 + 4 for m in call.messages)
+            usage = Usage(sent, 1 + len(reply.content.encode()) // 4, estimated=True)
+        if self.free or cost is None:
+            cost = 0.0 if self.free else cost_of(usage, self.model, self.o.price)
+        return replace(reply, usage=usage, cost=cost)
 
-    def _filled(self, reply: Reply, call: Call) -> Reply:
-        """A reply with its cost, and with an estimate where the provider counted no tokens."""
-        if reply.usage is None:
-            reply.usage = Usage(
-                _rough_tokens(call.messages), _rough_text(reply.text), estimated=True
-            )
-        if self._is_free():
-            reply.cost = 0.0
-        elif reply.cost is None:
-            reply.cost = cost_of(reply.usage, self.model, self.price)
-        return reply
+    def _record(self, reply: CompletionResult) -> dict[str, Any]:
+        """What the journal keeps of a reply: its raw text, whatever is made of it later."""
+        word, text = reply.stop_reason.lower(), self.redact(_utf8_safe(reply.content))
+        stop = next((kind for kind, words in STOP_WORDS.items() if word in words.split()), word)
+        if not text.strip() and stop not in ANSWERED:
+            raise Fault("empty", f"the reply is blank (stop reason: {word or 'none'})")
+        self._answered_at, self._unanswered = self.o.clock(), 0
+        failure = "too_long" if len(text) > MAX_REPLY else stop if stop in ANSWERED else None
+        notes = list(reply.notes)
+        if not (reply.model.startswith(self.model) or self.model.endswith(reply.model)):
+            notes.append(f"asked {self.model}, answered by {reply.model}")
+        kept = replace(reply, content=text[:MAX_REPLY], stop_reason=stop or "unknown")
+        told = vars(kept) | {"usage": vars(kept.usage), "notes": notes, "failure": failure}
+        del told["replayed"]
+        return told
 
-    def _record(self, reply: Reply) -> dict[str, Any]:
-        """What the journal keeps of a reply: the raw text first, whatever is made of it later."""
-        self._answered_at, self._unanswered = self.clock(), 0
-        stop = STOP_WORDS.get(reply.stop.lower(), reply.stop.lower() or "unknown")
-        failure = stop if stop in ANSWERED else None
-        text = self.redact(_utf8_safe(reply.text))
-        if len(text) > MAX_REPLY:
-            failure, text = "too_long", text[:1000]
-        return {
-            "text": text,
-            "stop": stop,
-            "model": reply.model,
-            "usage": (reply.usage or Usage()).to_dict(),
-            "cost": reply.cost,
-            "failure": failure,
-            "notes": [*reply.notes, *self._model_note(reply)],
-        }
-
-    def _failed(self, fault: Fault) -> dict[str, Any]:
+    def _unanswered_call(self, fault: Fault) -> dict[str, Any]:
         """The record of a call that got no answer; too many of them in a row stop the run."""
         self._unanswered += fault.kind in NOBODY_THERE
-        if self._unanswered >= 10:
-            self._stopped = self._stopped or StopRun(
-                f"{self.name}: the last {self._unanswered} calls got no answer ({fault}). "
-                "The run stops: check the network and the provider, then run again. What is done is kept."
-            )
-            raise self._stopped
-        return {
-            "text": "",
-            "stop": "",
-            "model": self.model,
-            "failure": fault.kind,
-            "message": str(fault),
-        }
-
-    def _model_note(self, reply: Reply) -> list[str]:
-        """Name both models when another one answered than was asked."""
-        same = (
-            not reply.model
-            or reply.model.startswith(self.model)
-            or self.model.endswith(reply.model)
-        )
-        return [] if same else [f"asked {self.model}, answered by {reply.model}"]
+        if self._unanswered >= DEAD_CALLS:
+            said = f"the last {self._unanswered} calls got no answer ({fault}). The run stops"
+            raise self._stop(f"{said}: check the network and the provider")
+        nothing: dict[str, Any] = {"content": "", "model": "", "usage": {}, "stop_reason": ""}
+        return nothing | {"failure": fault.kind, "message": str(fault)}
 
     def _result(self, record: Mapping[str, Any], call: Call, replayed: bool) -> CompletionResult:
-        """Turn a record, fresh or replayed, into a result or a ModelFailure; both are counted."""
-        usage = Usage(**record["usage"]) if record.get("usage") else Usage()
-        cost = record.get("cost")
-        self._count(usage, cost, replayed, record.get("failure"))
-        if record.get("failure"):
-            raise self._failure(record, call, usage)
-        notes = tuple(record.get("notes", ()))
-        return CompletionResult(
-            record["text"], record["model"], usage, record["stop"], cost, notes, replayed
-        )
-
-    def _count(self, usage: Usage, cost: float | None, replayed: bool, failure: str | None) -> None:
-        totals = self.totals
-        totals.calls += not replayed
+        """Count a record, fresh or replayed, and make a result or a ModelFailure of it."""
+        told = {k: v for k, v in record.items() if k not in ("failure", "message")}
+        told |= {"usage": Usage(**record["usage"]), "notes": tuple(record.get("notes", ()))}
+        reply, failure = CompletionResult(**told, replayed=replayed), record["failure"]
+        totals, fresh = self.totals, not replayed
+        totals.calls += fresh
         totals.replayed += replayed
+        totals.tokens += fresh * (reply.usage.input_tokens + reply.usage.output_tokens)
+        totals.cost += fresh * (reply.cost or 0.0)
+        totals.unknown_costs += fresh and reply.cost is None and failure not in RETRIED
         if failure:
-            totals.failures[failure] += 1
-        if not replayed:
-            totals.tokens += usage.input_tokens + usage.output_tokens
-            totals.cost += cost or 0.0
-            totals.unknown_costs += cost is None and failure not in RETRIED
+            said = record.get("message") or ANSWERED[failure].format(limit=call.max_tokens)
+            raise self._failure(failure, said, reply, call.scope)
+        return reply
 
-    def _failure(self, record: Mapping[str, Any], call: Call, usage: Usage) -> ModelFailure:
-        kind, text = record["failure"], record["text"]
-        said = record.get("message") or {
-            "length": f"the reply was cut at {call.max_tokens} tokens; give it more room (max_tokens)",
-            "refusal": "the model refused to answer",
-            "filter": "the provider's content filter withheld the reply",
-            "context_full": "the conversation filled the model's context window",
-            "tool_call": "the model answered with a tool call instead of text",
-            "too_long": f"the reply is longer than {MAX_REPLY} characters",
-        }.get(kind, kind)
-        where = f"{self.name}{f' on {call.scope}' if call.scope else ''}"
-        return ModelFailure(
-            kind,
-            f"{where}: {said}. Recorded as a failure ({kind}), not as an answer.",
-            text=text,
-            model=record["model"],
-            usage=usage,
-            cost=record.get("cost"),
-            scope=call.scope,
-        )
-
-    def _schema_failure(self, problem: str, reply: CompletionResult, scope: str) -> ModelFailure:
-        where = f"{self.name}{f' on {scope}' if scope else ''}"
-        message = (
-            f"{where}: the reply does not fit the schema, also after one repair: {problem} "
-            f"(first 80 characters: {reply.content[:80]!r}). Recorded as ERROR, not as an answer."
-        )
-        return ModelFailure(
-            "schema",
-            message,
-            text=reply.content,
-            model=reply.model,
-            usage=reply.usage,
-            cost=reply.cost,
-            scope=scope,
-        )
-
-    # identity, money, secrets, client
+    def _failure(self, kind: str, said: str, reply: CompletionResult, scope: str) -> ModelFailure:
+        self.totals.failures[kind] += 1
+        where = f"{self.name} on {scope}" if scope else self.name
+        message = f"{where}: {said}. Recorded as a failure ({kind}), not as an answer."
+        return ModelFailure(kind, message, reply, scope)
 
     def _key(self, call: Call) -> str:
-        request = {
-            **self._identity(),
-            "messages": call.messages,
-            "max_tokens": call.max_tokens,
-            "parameters": self.parameters,
-            "schema": strict_schema(call.schema) if call.schema else None,
-        }
+        schema = strict_schema(call.schema) if call.schema else None
+        asked = {"messages": call.messages, "max_tokens": call.max_tokens, "schema": schema}
+        request = self._identity() | asked | {"parameters": dict(self.o.parameters)}
         return canonical_hash({"v": SCHEMA, "scope": call.scope, "request": request})
 
     def _worst(self, call: Call) -> float | None:
-        """The most one attempt can cost: a token for each byte sent, and every token of the reply."""
-        if self._is_free():
-            return 0.0
+        """The most an attempt can cost: a token for each byte sent, and all tokens of the reply."""
         sent = sum(len(message["content"].encode()) + 16 for message in call.messages)
         sent += len(json.dumps(strict_schema(call.schema))) if call.schema else 0
-        return cost_of(Usage(sent, call.max_tokens), self.model, self.price)
+        return cost_of(Usage(sent, call.max_tokens), self.model, self.o.price)
 
     async def _reserve(self, call: Call) -> float:
-        if self.budget is None:
+        if self.o.budget is None:
             return 0.0
-        worst = self._worst(call)
-        if worst is None and self.budget.max_usd is not None:
-            raise StopRun(
-                f"{self.name}: its price is unknown, so a dollar cap cannot be kept. Set `price: {{input: ..., "
-                f"output: ...}}` (dollars per million tokens) in config/project.yaml, or install {_extra('prices')}."
-            )
-        await self.budget.reserve(worst or 0.0)
+        worst = 0.0 if self.free else self._worst(call)
+        if worst is None and self.o.budget.max_usd is not None:
+            todo = "Set `price: {input: ..., output: ...}` (dollars per million) in project.yaml"
+            said = "its price is unknown, so a dollar cap cannot be kept"
+            raise StopRun(f"{self.name}: {said}. {todo}, or install finetune-skills[prices].")
+        await self.o.budget.reserve(worst or 0.0)
         return worst or 0.0
 
     def redact(self, text: str) -> str:
         """Any known key in a text becomes [key]."""
         for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, "[key]")
+            text = text.replace(secret, "[key]")
         return text
 
     def _require_key(self) -> str:
         if not self._api_key:
             raise StopRun(
-                f"{self.name}: no API key. Set {self.key_variable} in the environment or in .env."
+                f"{self.name}: no API key. Set {self.key_variable} in the environment or .env."
             )
         if not (self._api_key.isascii() and self._api_key.isprintable()):
-            raise StopRun(
-                f"{self.name}: the API key in {self.key_variable} has characters that no key has."
-            )
+            raise StopRun(f"{self.name}: the key in {self.key_variable} has characters no key has.")
         return self._api_key
 
     async def _live(self) -> _Live:
-        """The client of the running loop. An asynchronous generator keeps it, because the end of
-        a loop closes those: nobody has to remember `aclose`, and nothing is left open."""
+        """The client of the running loop. An asynchronous generator keeps it, because the end of a
+        loop closes those: nobody has to remember `aclose`, and nothing is left open."""
         loop = asyncio.get_running_loop()
         if self._live_state is None or self._live_state.loop is not loop:
-            client = self._client()
-            keeper = self._keep(client)
-            pacer = Pacer(self.concurrency, self.clock, self.sleep)
-            slots = asyncio.Semaphore(self.concurrency)
+            client, slots = self._client(), asyncio.Semaphore(self.o.concurrency)
+            pacer, keeper = (
+                Pacer(self.o.concurrency, self.o.clock, self.o.sleep),
+                self._keep(client),
+            )
             self._live_state = _Live(loop, client, keeper, slots, pacer, asyncio.Lock())
             await anext(keeper)
         return self._live_state
@@ -997,35 +783,28 @@ class LLMBackend:
             await self._close(client)
 
 
-def _as_messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+def _as_messages(prompt: str, system: str | None) -> list[Message]:
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": prompt}]
 
 
 def _clean(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Plain role and content, fit for any transport; anything else is the caller's mistake."""
-    if not messages:
+    clean = [{"role": m.get("role"), "content": m.get("content")} for m in messages]
+    for number, m in enumerate(clean):
+        if m["role"] not in ("system", "user", "assistant") or not isinstance(m["content"], str):
+            raise FinetuneError(
+                f"message {number}: needs a role (system, user, assistant) and text"
+            )
+        m["content"] = _utf8_safe(m["content"])
+    if not clean:
         raise FinetuneError("a call needs at least one message")
-    return [_clean_message(number, message) for number, message in enumerate(messages)]
-
-
-def _clean_message(number: int, message: Message) -> dict[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise FinetuneError(
-            f"message {number}: needs a role (system, user, assistant) and text, not {role!r} and "
-            f"{type(content).__name__}"
-        )
-    return {"role": role, "content": _utf8_safe(content)}
+    return clean  # type: ignore[return-value]
 
 
 def _utf8_safe(text: str) -> str:
     """Lone surrogates become question marks: no transport and no file can carry them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
@@ -1034,461 +813,338 @@ def _split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]
     return system, [dict(m) for m in messages if m["role"] != "system"]
 
 
-def _rough_text(text: str) -> int:
-    return max(1, len(text.encode()) // 4)
-
-
-def _rough_tokens(messages: Sequence[Message]) -> int:
-    return sum(_rough_text(m["content"]) + 4 for m in messages)
-
-
-def _extra(name: str) -> str:
-    return f"finetune-skills[{name}]"
-
-
-def needs(module: str, extra: str, who: str) -> ModuleType:
+def needs(module: str, extra: str, who: str) -> Any:
     """Import an optional package, or say which extra brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        raise StopRun(
-            f"{who}: the package `{module.split('.')[0]}` is not installed ({exc}). "
-            f"Install it with: pip install '{_extra(extra)}'"
-        ) from None
+        said = f"{who}: the package `{module}` is not installed ({exc})"
+        raise StopRun(f"{said}. Install it: pip install 'finetune-skills[{extra}]'") from None
 
 
-# ── structured output ───────────────────────────────────────────────────────────────────────────
+# ── structured output ─────────────────────────────────────────────────────────────────────────────
 
 
 @functools.lru_cache(maxsize=128)
 def strict_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a Pydantic model in the strict form: all required, nothing else, no defaults."""
+    """The JSON schema of a Pydantic model in strict form: all required, no extras, no defaults."""
     schema = model.model_json_schema()
     _close_objects(schema)
     return schema
 
 
 def _close_objects(node: Any) -> None:
-    if isinstance(node, list):
-        for part in node:
-            _close_objects(part)
-    if not isinstance(node, dict):
-        return
-    node.pop("default", None)
-    properties = node.get("properties")
-    if isinstance(properties, dict):
-        node["additionalProperties"], node["required"] = False, list(properties)
-    for key, part in node.items():
-        for inner in part.values() if key in ("properties", "$defs") else [part]:
-            _close_objects(inner)
+    if isinstance(node, dict):
+        node.pop("default", None)
+        if isinstance(node.get("properties"), dict):
+            node["additionalProperties"], node["required"] = False, list(node["properties"])
+        for key, part in node.items():
+            for inner in part.values() if key in ("properties", "$defs") else [part]:
+                _close_objects(inner)
+    for part in node if isinstance(node, list) else []:
+        _close_objects(part)
 
 
 def parse_structured(text: str, model: type[M]) -> tuple[M | None, str]:
     """A valid instance, or None and what is wrong; JSON inside a code fence or prose is found."""
     from pydantic import ValidationError
 
-    problem = ""
-    inner = re.search(r"\{.*\}", text, re.DOTALL)
+    problem, inner = "", re.search(r"\{.*\}", text, re.DOTALL)
     for candidate in [text] + ([inner[0]] if inner and inner[0] != text else []):
         try:
             return model.model_validate_json(candidate), ""
         except ValidationError as exc:
-            problem = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'reply'}: {e['msg']}"
-                for e in exc.errors(include_url=False)[:8]
-            )
+            found = exc.errors(include_url=False)[:8]
+            wrong = (f"{'.'.join(map(str, e['loc'])) or 'reply'}: {e['msg']}" for e in found)
+            problem = "; ".join(wrong)
     return None, problem
 
 
-def _repair_messages(text: str, problem: str) -> list[dict[str, str]]:
-    ask = (
-        f"Your reply does not fit the required JSON schema: {problem}\n"
-        "Answer again with one JSON object that fits it, and nothing else."
-    )
+def _repair(text: str, problem: str) -> list[Message]:
+    ask = f"Your reply does not fit the JSON schema: {problem}\nAnswer with JSON that fits it."
     return [{"role": "assistant", "content": text}, {"role": "user", "content": ask}]
 
 
-def _json_schema_format(schema: type[BaseModel]) -> dict[str, Any]:
+def _schema_format(schema: type[BaseModel]) -> dict[str, Any]:
     name = re.sub(r"[^a-zA-Z0-9_-]", "_", schema.__name__)[:64]
     wanted = {"name": name, "strict": True, "schema": strict_schema(schema)}
     return {"type": "json_schema", "json_schema": wanted}
 
 
-# ── providers ───────────────────────────────────────────────────────────────────────────────────
+# ── providers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _pick(source: Any, name: str) -> Any:
-    """A field of an SDK's object or of plain JSON, alike; None where it is missing."""
-    return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+def _pick(source: Any, *names: str) -> Any:
+    """A field, or a field's field, of an SDK's object or of plain JSON; None where missing."""
+    for name in names:
+        source = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+    return source
 
 
-def _number(source: Any, name: str) -> int:
-    value = _pick(source, name)
+def _number(source: Any, *names: str) -> int:
+    value = _pick(source, *names)
     return value if isinstance(value, int) else 0
+
+
+def _text(source: Any, *names: str) -> str:
+    value = _pick(source, *names)
+    return value if isinstance(value, str) else ""
 
 
 def _not_a_reply(body: Any) -> Fault:
     return Fault("undecodable", f"the reply has not the API's form: {str(body)[:120]!r}")
 
 
-def _chat_reply(body: Any) -> Reply:
+def _chat_reply(body: Any) -> CompletionResult:
     """Read a chat completion, from the SDK or as plain JSON."""
-    choices = _pick(body, "choices")
-    if not isinstance(choices, list) or not choices or _pick(choices[0], "message") is None:
+    choices, usage = _pick(body, "choices"), _pick(body, "usage")
+    message = _pick(choices[0], "message") if isinstance(choices, list) and choices else None
+    if message is None:
         raise _not_a_reply(body)
-    message, stop = _pick(choices[0], "message"), str(_pick(choices[0], "finish_reason") or "")
-    text = _pick(message, "content")
-    if _pick(message, "refusal"):
-        text, stop = _pick(message, "refusal"), "refusal"
+    text, stop = _text(message, "content"), _text(choices[0], "finish_reason")
+    if _text(message, "refusal"):
+        text, stop = _text(message, "refusal"), "refusal"
     elif not text and (_pick(message, "tool_calls") or _pick(message, "function_call")):
         stop = "tool_calls"
-    usage = _pick(body, "usage")
-    return Reply(
-        text if isinstance(text, str) else "",
-        stop,
-        _chat_usage(usage) if _number(usage, "prompt_tokens") else None,
-        str(_pick(body, "model") or ""),
-    )
-
-
-def _chat_usage(usage: Any) -> Usage:
-    return Usage(
-        _number(usage, "prompt_tokens"),
-        _number(usage, "completion_tokens"),
-        _number(_pick(usage, "completion_tokens_details"), "reasoning_tokens"),
-        _number(_pick(usage, "prompt_tokens_details"), "cached_tokens"),
-    )
+    thought = _number(usage, "completion_tokens_details", "reasoning_tokens")
+    cached = _number(usage, "prompt_tokens_details", "cached_tokens")
+    sent, made = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+    return CompletionResult(text, _text(body, "model"), Usage(sent, made, thought, cached), stop)
 
 
 class OpenAIBackend(LLMBackend):
     """OpenAI's chat completions through its SDK."""
 
-    kind = package = extra = "openai"
+    kind = sdk = "openai"
+    sdk_class = "AsyncOpenAI"
     key_variable, default_url = "OPENAI_API_KEY", "https://api.openai.com/v1"
 
     def _client(self) -> Any:
-        sdk = needs("openai", self.extra, self.name)
-        return sdk.AsyncOpenAI(
-            api_key=self._require_key(),
-            base_url=self.base_url,
-            max_retries=0,
-            timeout=self.attempt_timeout,
+        make, key = (
+            getattr(needs(self.sdk, self.kind, self.name), self.sdk_class),
+            self._require_key(),
         )
+        limit = self.o.attempt_timeout
+        return make(api_key=key, base_url=self.base_url, max_retries=0, timeout=limit)
 
-    async def _call(self, call: Call, client: Any) -> Reply:
-        wanted = {"response_format": _json_schema_format(call.schema)} if call.schema else {}
-        body = await client.chat.completions.create(
-            model=self.model,
-            messages=call.messages,
-            max_completion_tokens=call.max_tokens,
-            **wanted,
-            **self.parameters,
-        )
-        return _chat_reply(body)
+    async def _close(self, client: Any) -> None:
+        await client.close()
 
-
-class AnthropicBackend(LLMBackend):
-    """Anthropic's messages through its SDK."""
-
-    kind = package = extra = "anthropic"
-    key_variable, default_url = "ANTHROPIC_API_KEY", "https://api.anthropic.com"
-    SAMPLING = frozenset({"temperature", "top_p", "top_k"})  # gone from the SDK's signatures
-
-    def _client(self) -> Any:
-        sdk = needs("anthropic", self.extra, self.name)
-        return sdk.AsyncAnthropic(
-            api_key=self._require_key(),
-            base_url=self.base_url,
-            max_retries=0,
-            timeout=self.attempt_timeout,
-        )
-
-    async def _call(self, call: Call, client: Any) -> Reply:
-        system, turns = _split_system(call.messages)
-        body = await client.messages.create(
-            model=self.model,
-            max_tokens=call.max_tokens,
-            messages=turns,
-            **self._settings(system, call),
-        )
-        blocks = _pick(body, "content")
-        if not isinstance(blocks, list):
-            raise _not_a_reply(body)
-        text = "".join(
-            _pick(block, "text") or "" for block in blocks if _pick(block, "type") == "text"
-        )
-        return Reply(
-            text,
-            str(_pick(body, "stop_reason") or ""),
-            self._usage(body),
-            str(_pick(body, "model")),
-        )
-
-    def _settings(self, system: str, call: Call) -> dict[str, Any]:
-        settings = {k: v for k, v in self.parameters.items() if k not in self.SAMPLING}
-        sampling = {k: v for k, v in self.parameters.items() if k in self.SAMPLING}
-        if sampling:
-            settings["extra_body"] = {**settings.get("extra_body", {}), **sampling}
-        if system:
-            settings["system"] = system
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        asked: dict[str, Any] = {"max_completion_tokens": call.max_tokens, **self.o.parameters}
         if call.schema:
-            wanted = {"format": {"type": "json_schema", "schema": strict_schema(call.schema)}}
-            settings["output_config"] = {**settings.get("output_config", {}), **wanted}
-        return settings
+            asked["response_format"] = _schema_format(call.schema)
+        create = live.client.chat.completions.create
+        return _chat_reply(await create(model=self.model, messages=call.messages, **asked))
 
-    def _usage(self, body: Any) -> Usage | None:
-        usage = _pick(body, "usage")
-        cached = _number(usage, "cache_read_input_tokens")
-        sent = (
-            _number(usage, "input_tokens") + cached + _number(usage, "cache_creation_input_tokens")
-        )
-        return Usage(sent, _number(usage, "output_tokens"), 0, cached) if sent else None
+
+class AnthropicBackend(OpenAIBackend):
+    """Anthropic's messages through its SDK, whose client is made like OpenAI's."""
+
+    kind = sdk = "anthropic"
+    sdk_class = "AsyncAnthropic"
+    key_variable, default_url = "ANTHROPIC_API_KEY", "https://api.anthropic.com"
+
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        system, turns = _split_system(call.messages)
+        asked: dict[str, Any] = {"max_tokens": call.max_tokens, **self.o.parameters}
+        gone = {k: asked.pop(k) for k in ("temperature", "top_p", "top_k") if k in asked}
+        if gone:  # the SDK has no such arguments any more; older models still take the fields
+            asked["extra_body"] = asked.get("extra_body", {}) | gone
+        if system:
+            asked["system"] = system
+        if call.schema:
+            wanted = {"type": "json_schema", "schema": strict_schema(call.schema)}
+            asked["output_config"] = asked.get("output_config", {}) | {"format": wanted}
+        body = await live.client.messages.create(model=self.model, messages=turns, **asked)
+        if not isinstance(_pick(body, "content"), list):
+            raise _not_a_reply(body)
+        text = "".join(_text(b, "text") for b in body.content if _pick(b, "type") == "text")
+        usage = _anthropic_usage(body.usage)
+        return CompletionResult(text, _text(body, "model"), usage, _text(body, "stop_reason"))
+
+
+def _anthropic_usage(usage: Any) -> Usage:
+    cached = _number(usage, "cache_read_input_tokens")
+    sent = _number(usage, "input_tokens") + cached + _number(usage, "cache_creation_input_tokens")
+    return Usage(sent, _number(usage, "output_tokens"), 0, cached)
 
 
 class GoogleBackend(LLMBackend):
     """Gemini through google-genai."""
 
-    kind = extra = "google"
-    package = "google.genai"
+    kind = "google"
     key_variable, default_url = "GOOGLE_API_KEY", "https://generativelanguage.googleapis.com/"
 
     def _client(self) -> Any:
-        sdk = needs("google.genai", self.extra, self.name)
-        options = sdk.types.HttpOptions(
-            base_url=self.base_url, timeout=int(self.attempt_timeout * 1000)
-        )
-        return sdk.Client(api_key=self._require_key(), vertexai=False, http_options=options)
+        sdk, limit = needs("google.genai", "google", self.name), int(self.o.attempt_timeout * 1000)
+        http = sdk.types.HttpOptions(base_url=self.base_url, timeout=limit)
+        return sdk.Client(api_key=self._require_key(), vertexai=False, http_options=http)
 
     async def _close(self, client: Any) -> None:
         await client.aio.aclose()
 
-    async def _call(self, call: Call, client: Any) -> Reply:
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
         system, turns = _split_system(call.messages)
-        contents = [
-            {
-                "role": "model" if m["role"] == "assistant" else "user",
-                "parts": [{"text": m["content"]}],
-            }
-            for m in turns
-        ]
-        body = await client.aio.models.generate_content(
-            model=self.model, contents=contents, config=self._settings(system, call)
-        )
-        return self._reply(body)
-
-    def _settings(self, system: str, call: Call) -> dict[str, Any]:
-        settings: dict[str, Any] = {"max_output_tokens": call.max_tokens, **self.parameters}
+        roles = {"assistant": "model", "user": "user"}
+        contents = [{"role": roles[m["role"]], "parts": [{"text": m["content"]}]} for m in turns]
+        config: dict[str, Any] = {"max_output_tokens": call.max_tokens, **self.o.parameters}
         if system:
-            settings["system_instruction"] = system
+            config["system_instruction"] = system
         if call.schema:
-            settings["response_mime_type"] = "application/json"
-            settings["response_json_schema"] = strict_schema(call.schema)
-        return settings
+            config["response_mime_type"] = "application/json"
+            config["response_json_schema"] = strict_schema(call.schema)
+        ask = live.client.aio.models.generate_content
+        return self._read(await ask(model=self.model, contents=contents, config=config))
 
-    def _reply(self, body: Any) -> Reply:
-        candidates, blocked = (
-            _pick(body, "candidates"),
-            _pick(_pick(body, "prompt_feedback"), "block_reason"),
-        )
-        model, usage = (
-            str(_pick(body, "model_version") or ""),
-            self._usage(_pick(body, "usage_metadata")),
-        )
-        if blocked:
-            return Reply("", "content_filter", usage, model)
+    def _read(self, body: Any) -> CompletionResult:
+        used, candidates = _pick(body, "usage_metadata"), _pick(body, "candidates")
+        thought, sent = _number(used, "thoughts_token_count"), _number(used, "prompt_token_count")
+        made, cached = _number(used, "candidates_token_count"), "cached_content_token_count"
+        usage = Usage(sent, made + thought, thought, _number(used, cached))
+        if _pick(body, "prompt_feedback", "block_reason"):
+            return CompletionResult("", _text(body, "model_version"), usage, "content_filter")
         if not candidates:
             raise _not_a_reply(body)
-        parts = _pick(_pick(candidates[0], "content"), "parts") or []
-        text = "".join(_pick(part, "text") or "" for part in parts if not _pick(part, "thought"))
-        stop = _pick(candidates[0], "finish_reason")
-        if not text and any(_pick(part, "function_call") for part in parts):
-            stop = "function_call"
-        return Reply(text, str(getattr(stop, "value", stop) or ""), usage, model)
-
-    def _usage(self, usage: Any) -> Usage | None:
-        thoughts = _number(usage, "thoughts_token_count")
-        made = _number(usage, "candidates_token_count") + thoughts
-        sent = _number(usage, "prompt_token_count")
-        return (
-            Usage(sent, made, thoughts, _number(usage, "cached_content_token_count"))
-            if sent
-            else None
-        )
+        parts = _pick(candidates[0], "content", "parts") or []
+        text = "".join(_text(part, "text") for part in parts if not _pick(part, "thought"))
+        tool = not text and any(_pick(part, "function_call") for part in parts)
+        stop = "function_call" if tool else _text(candidates[0], "finish_reason", "value")
+        return CompletionResult(text, _text(body, "model_version"), usage, stop)
 
 
 class LocalBackend(LLMBackend):
     """Any server with OpenAI's chat endpoint, over one plain HTTP session: the fast path."""
 
-    kind = extra = "local"
-    package = "aiohttp"
+    kind = "local"
     MODES = ("json_schema", "json_object", "text")
 
-    def __init__(self, model: str, *, preset: str = "", **options: Any) -> None:
-        if preset and preset not in PRESETS:
-            raise FinetuneError(f"local:{model}: {_unknown('preset', preset, PRESETS)}")
-        url, variable = PRESETS.get(preset, ("", ""))
-        options["base_url"] = options.get("base_url") or url
-        options["key_variable"] = options.get("key_variable") or variable
-        options["label"] = options.get("label") or preset
-        super().__init__(model, **options)
+    def __init__(self, model: str, options: Options) -> None:
+        if options.preset and options.preset not in PRESETS:
+            raise FinetuneError(f"local:{model}: {unknown('preset', options.preset, PRESETS)}")
+        url, variable = PRESETS.get(options.preset, ("", ""))
+        self.default_url, self.key_variable = "", variable
+        label = options.label or options.preset
+        super().__init__(model, replace(options, base_url=options.base_url or url, label=label))
         if not self.base_url:
             raise FinetuneError(f"{self.name}: needs a base_url, or a preset: {', '.join(PRESETS)}")
         self.structured_mode: str | None = None  # what the server was found to understand
-        self._url = self.base_url.rstrip("/") + "/chat/completions"
 
     def _client(self) -> Any:
-        aiohttp = needs("aiohttp", self.extra, self.name)
-        headers = {"Content-Type": "application/json"}
+        aiohttp, headers = (
+            needs("aiohttp", "local", self.name),
+            {"Content-Type": "application/json"},
+        )
         if self.key_variable or self._api_key:
             headers["Authorization"] = f"Bearer {self._require_key()}"
-        connector = aiohttp.TCPConnector(limit=self.concurrency)
-        no_timeout = aiohttp.ClientTimeout(
-            total=None
-        )  # the deadline around the whole attempt rules
-        outside = not is_loopback(self.base_url)
-        return aiohttp.ClientSession(
-            connector=connector,
-            headers=headers,
-            timeout=no_timeout,
-            trust_env=outside,
-            auto_decompress=True,
-        )
+        pool = aiohttp.TCPConnector(limit=self.o.concurrency)
+        no_limit = aiohttp.ClientTimeout(total=None)  # the deadline around the attempt rules
+        proxy = not is_loopback(self.base_url)
+        make = aiohttp.ClientSession
+        return make(connector=pool, timeout=no_limit, headers=headers, trust_env=proxy)
 
-    async def _call(self, call: Call, client: Any) -> Reply:
+    async def _close(self, client: Any) -> None:
+        await client.close()
+
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
         if call.schema is None or self.structured_mode is not None:
-            return await self._ask(call, client, self.structured_mode or "text")
-        async with (await self._live()).probe:  # one call finds out, the others wait for it
+            return await self._ask(call, live.client, self.structured_mode or "text")
+        async with live.probe:  # one call finds out what the server understands, the others wait
             for mode in self.MODES if self.structured_mode is None else (self.structured_mode,):
                 try:
-                    reply = await self._ask(call, client, mode)
+                    reply = await self._ask(call, live.client, mode)
                 except HttpStatus as exc:
-                    if mode == "text" or exc.status_code not in (400, 404, 415, 422, 501):
+                    if mode == "text" or exc.status_code not in (400, 415, 422, 501):
                         raise
                 else:
                     self.structured_mode = mode
                     return reply
         raise AssertionError("unreachable: text mode returns or raises")
 
-    async def _ask(self, call: Call, client: Any, mode: str) -> Reply:
-        body = {
-            "model": self.model,
-            "messages": call.messages,
-            "max_tokens": call.max_tokens,
-            **self.parameters,
-        }
-        if call.schema is not None:
-            body.update(self._shape(call, mode))
-        async with client.post(self._url, data=json.dumps(body).encode()) as response:
-            raw = await self._body(response)
+    async def _ask(self, call: Call, client: Any, mode: str) -> CompletionResult:
+        """One request in one mode; below json_schema the schema goes into the last message."""
+        messages, extra = call.messages, dict(self.o.parameters)
+        if call.schema is not None and mode == "json_schema":
+            extra["response_format"] = _schema_format(call.schema)
+        elif call.schema is not None:
+            wanted = (
+                f"Answer with JSON that fits this schema: {json.dumps(strict_schema(call.schema))}"
+            )
+            last = {"role": "user", "content": f"{messages[-1]['content']}\n\n{wanted}"}
+            messages = [*messages[:-1], last]
+            extra |= {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
+        body = {"model": self.model, "messages": messages, "max_tokens": call.max_tokens, **extra}
+        url = self.base_url.rstrip("/") + "/chat/completions"
+        async with client.post(url, data=json.dumps(body).encode()) as response:
+            raw = await _whole_body(response)
             if response.status != 200:
                 raise HttpStatus(response.status, raw.decode("utf-8", "replace"), response.headers)
         reply = _chat_reply(json.loads(raw))
-        if call.schema is not None:
-            reply.notes = (f"structured: {mode}",)
-        return reply
+        return replace(reply, notes=(f"structured: {mode}",)) if call.schema else reply
 
-    def _shape(self, call: Call, mode: str) -> dict[str, Any]:
-        """The request's format field; below json_schema the schema goes into the messages."""
-        assert call.schema is not None
-        if mode == "json_schema":
-            return {"response_format": _json_schema_format(call.schema)}
-        ask = "Answer with one JSON object that fits this schema: " + json.dumps(
-            strict_schema(call.schema)
-        )
-        last = {**call.messages[-1], "content": f"{call.messages[-1]['content']}\n\n{ask}"}
-        shaped: dict[str, Any] = {"messages": [*call.messages[:-1], last]}
-        if mode == "json_object":
-            shaped["response_format"] = {"type": "json_object"}
-        return shaped
 
-    async def _body(self, response: Any) -> bytes:
-        """The whole body, within a bound on memory."""
-        limit = 4 * MAX_REPLY
-        if (response.content_length or 0) <= limit and response.content_length is not None:
-            return bytes(await response.read())
-        raw = bytearray()
-        async for chunk in response.content.iter_any():
-            raw += chunk
-            if len(raw) > limit:
-                raise Fault("rejected", f"the reply is longer than {limit} bytes")
-        return bytes(raw)
+async def _whole_body(response: Any) -> bytes:
+    """The body of a reply, within a bound on memory."""
+    limit, raw = 4 * MAX_REPLY, bytearray()
+    if response.content_length is not None and response.content_length <= limit:
+        return bytes(await response.read())
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > limit:
+            raise Fault("rejected", f"the reply is longer than {limit} bytes")
+    return bytes(raw)
 
 
 class ClaudeBackend(LLMBackend):
     """The Claude Code command line, kept away from the user's settings, tools and project."""
 
-    kind = "claude"
-    SYSTEM = "Answer the user."
-    KEPT = (
-        "CLAUDE_CONFIG_DIR",
-        "CLAUDE_CODE_OAUTH_TOKEN",
-        "CLAUDE_CODE_USE_BEDROCK",
-        "CLAUDE_CODE_USE_VERTEX",
+    kind, key_variable = "claude", "ANTHROPIC_API_KEY"
+    # No settings, servers, sessions, commands or tools; `--tools ""` swallows what follows it.
+    ALONE = ("--no-session-persistence", "--strict-mcp-config", "--disable-slash-commands")
+    KEPT = frozenset({"CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN"})
+    OFF = (
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC CLAUDE_CODE_DISABLE_CLAUDE_MDS "
+        "CLAUDE_CODE_DISABLE_AUTO_MEMORY DISABLE_AUTOUPDATER"
     )
 
-    def __init__(self, model: str, *, executable: str = "claude", **options: Any) -> None:
-        super().__init__(model, key_variable="ANTHROPIC_API_KEY", **options)
-        self.executable = executable
-
     def _client(self) -> Any:
-        found = shutil.which(self.executable)
+        found = shutil.which(self.o.executable)
         if found is None:
-            raise StopRun(
-                f"{self.name}: `{self.executable}` is not on the PATH. Install Claude Code, or name it."
-            )
+            said = f"`{self.o.executable}` is not on the PATH"
+            raise StopRun(f"{self.name}: {said}. Install Claude Code, or set `executable`.")
         return found
 
-    async def _close(self, client: Any) -> None:
-        return None
-
-    async def _call(self, call: Call, client: Any) -> Reply:
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        """The child works in an empty folder of its own; the system prompt is a file beside it."""
         system, turns = _split_system(call.messages)
+        prompt = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in turns)
+        prompt = (
+            turns[0]["content"] if len(turns) == 1 else f"{prompt}\n\nWrite the next [assistant]."
+        )
+        argv = [live.client, "-p", "--output-format", "json", "--model", self.model, *self.ALONE]
+        argv += ["--json-schema", json.dumps(strict_schema(call.schema))] if call.schema else []
+        for name, value in self.o.parameters.items():
+            argv += [f"--{name}", str(value)]
         with tempfile.TemporaryDirectory() as room:
-            empty, prompt_file = Path(room, "empty"), Path(room, "system.md")
+            empty, file = Path(room, "empty"), Path(room, "system.md")
             empty.mkdir()
-            prompt_file.write_text(system or self.SYSTEM, encoding="utf-8")
-            argv = [client, *self._flags(prompt_file, call)]
-            code, out, err = await self._run(argv, _as_one_prompt(turns), empty, call.max_tokens)
-        return self._reply(code, out, err)
-
-    def _flags(self, system_file: Path, call: Call) -> list[str]:
-        """No settings, tools, servers, sessions or slash commands; `--tools ""` swallows what follows it."""
-        flags = ["-p", "--output-format", "json", "--model", self.model, "--no-session-persistence"]
-        flags += ["--setting-sources", "", "--strict-mcp-config", "--disable-slash-commands"]
-        flags += ["--system-prompt-file", str(system_file)]
-        if call.schema:
-            flags += ["--json-schema", json.dumps(strict_schema(call.schema))]
-        if "effort" in self.parameters:
-            flags += ["--effort", str(self.parameters["effort"])]
-        return [*flags, "--tools", ""]
-
-    def _environment(self, max_tokens: int) -> dict[str, str]:
-        """The caller's environment without the marks of an outer session, and the reply's limit."""
-        kept = {k: v for k, v in os.environ.items() if k in self.KEPT or not k.startswith("CLAUDE")}
-        kept["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(max_tokens)
-        kept["CLAUDE_CODE_MAX_RETRIES"] = "0"
-        kept["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = kept["DISABLE_AUTOUPDATER"] = "1"
-        kept["CLAUDE_CODE_DISABLE_CLAUDE_MDS"] = kept["CLAUDE_CODE_DISABLE_AUTO_MEMORY"] = "1"
-        if self.base_url:
-            kept["ANTHROPIC_BASE_URL"] = self.base_url
-        if self._api_key:
-            kept["ANTHROPIC_API_KEY"] = self._api_key
-        return kept
+            file.write_text(system or "Answer the user.", encoding="utf-8")
+            argv += ["--system-prompt-file", str(file), "--setting-sources", "", "--tools", ""]
+            code, out, err = await self._run(argv, prompt, empty, call.max_tokens)
+        return self._read(code, out, err)
 
     async def _run(
         self, argv: list[str], prompt: str, cwd: Path, max_tokens: int
     ) -> tuple[int, bytes, bytes]:
         """Run the child with the prompt on stdin; it does not outlive a cancelled or late call."""
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            cwd=cwd,
-            env=self._environment(max_tokens),
-            start_new_session=True,
-        )
+        env = {k: v for k, v in os.environ.items() if k in self.KEPT or not k.startswith("CLAUDE")}
+        env |= {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(max_tokens), "CLAUDE_CODE_MAX_RETRIES": "0"}
+        env |= {"ANTHROPIC_BASE_URL": self.base_url} if self.base_url else {}
+        env |= {"ANTHROPIC_API_KEY": self._api_key} if self._api_key else {}
+        env |= dict.fromkeys(self.OFF.split(), "1")
+        start, pipe = asyncio.create_subprocess_exec, asyncio.subprocess.PIPE
+        place: dict[str, Any] = {"cwd": cwd, "env": env, "start_new_session": True}
+        child = await start(*argv, stdin=pipe, stdout=pipe, stderr=pipe, **place)
         try:
             out, err = await child.communicate(prompt.encode())
             return child.returncode or 0, out, err
@@ -1498,240 +1154,166 @@ class ClaudeBackend(LLMBackend):
                     os.killpg(child.pid, signal.SIGKILL)
                 await child.wait()
 
-    def _reply(self, code: int, out: bytes, err: bytes) -> Reply:
+    def _read(self, code: int, out: bytes, err: bytes) -> CompletionResult:
         """Flag and exit code first: on failure `subtype` still says success."""
         try:
             said = json.loads(out)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
             words = (err or out).decode("utf-8", "replace").strip()[-300:]
-            raise Fault("transport", f"the command ended with code {code} and no result: {words}")
-        if code != 0 or said.get("is_error"):
-            raise self._error(code, said)
-        made = said.get("structured_output")
-        text = json.dumps(made) if made is not None else str(said.get("result") or "")
-        stop = str(said.get("stop_reason") or "stop")
+            raise Fault("transport", f"exit code {code} and no result: {words}") from None
+        if code != 0 or _pick(said, "is_error") is not False:
+            status = _pick(said, "api_error_status")
+            words = f"{_text(said, 'api_error_type')} {_text(said, 'result')} (exit code {code})"
+            no_key = re.search(r"log ?in|api key|credential|authenticat", words, re.IGNORECASE)
+            if isinstance(status, int):
+                raise HttpStatus(status, words, {})
+            raise Fault("denied" if no_key else "overloaded", words)
+        made, stop = said.get("structured_output"), _text(said, "stop_reason")
+        text = json.dumps(made) if made is not None else _text(said, "result")
         stop = "stop" if made is not None and stop == "tool_use" else stop
-        model = next(iter(said.get("modelUsage") or {}), "")
-        return Reply(text, stop, self._usage(said.get("usage")), model, said.get("total_cost_usd"))
-
-    def _error(self, code: int, said: Mapping[str, Any]) -> Exception:
-        status = said.get("api_error_status")
-        words = f"{said.get('api_error_type') or ''} {said.get('result') or said.get('terminal_reason') or ''}".strip()
-        if isinstance(status, int):
-            return HttpStatus(status, words, {})
-        if re.search(r"log ?in|api key|credential|authenticat", words, re.IGNORECASE):
-            return Fault("denied", words)
-        return Fault("overloaded", f"exit code {code}: {words}")
-
-    def _usage(self, usage: Any) -> Usage | None:
-        return AnthropicBackend._usage(self, {"usage": usage})  # type: ignore[arg-type]
-
-
-def _as_one_prompt(turns: Sequence[Message]) -> str:
-    """A conversation as one prompt, for a command that takes only one."""
-    if len(turns) == 1:
-        return str(turns[0]["content"])
-    lines = [f"[{turn['role']}]\n{turn['content']}" for turn in turns]
-    return (
-        "The conversation so far:\n\n"
-        + "\n\n".join(lines)
-        + "\n\nWrite the next assistant message only."
-    )
+        usage, model = (
+            _anthropic_usage(said.get("usage")),
+            next(iter(said.get("modelUsage") or {}), ""),
+        )
+        return CompletionResult(text, model, usage, stop, said.get("total_cost_usd"))
 
 
 class LlamaCppBackend(LLMBackend):
     """A GGUF file in this process: one worker thread, one call in flight."""
 
-    kind = extra = "llamacpp"
-    package = "llama_cpp"
+    kind, free = "llamacpp", True
 
-    def __init__(self, model: str, *, n_ctx: int = 8192, **options: Any) -> None:
-        options["concurrency"] = 1
-        super().__init__(model, **options)
-        self.n_ctx = n_ctx
-        self._leave = threading.Event()
+    def __init__(self, model: str, options: Options) -> None:
+        super().__init__(model, replace(options, concurrency=1))
+        self._path, self._leave = Path(model).expanduser(), threading.Event()
 
     def _client(self) -> Any:
         from concurrent.futures import ThreadPoolExecutor
 
-        path = Path(self.model).expanduser()
-        if not path.is_file():
+        if not self._path.is_file():
             raise StopRun(f"{self.name}: there is no such GGUF file")
-        sdk = needs("llama_cpp", self.extra, self.name)
+        engine = needs("llama_cpp", "llamacpp", self.name).Llama
         pool = ThreadPoolExecutor(1, thread_name_prefix="llamacpp")
-        engine = pool.submit(sdk.Llama, model_path=str(path), n_ctx=self.n_ctx, verbose=False)
-        return pool, engine
+        return pool, pool.submit(engine, str(self._path), n_ctx=self.o.n_ctx, verbose=False)
 
     async def _close(self, client: Any) -> None:
         self._leave.set()
         client[0].shutdown(wait=True, cancel_futures=True)
 
-    async def _call(self, call: Call, client: Any) -> Reply:
-        """The thread looks at a flag after each token, so that a late call leaves the engine free."""
-        pool, engine = client
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        """The thread looks at a flag after each token, so a late call leaves the engine free."""
+        pool, engine = live.client
         self._leave = leave = threading.Event()
-        loop = asyncio.get_running_loop()
+        work = functools.partial(self._generate, engine.result, call, leave)
         try:
-            return await loop.run_in_executor(pool, self._generate, engine.result, call, leave)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             leave.set()
 
-    def _generate(self, engine: Callable[[], Any], call: Call, leave: threading.Event) -> Reply:
-        wanted: dict[str, Any] = dict(self.parameters)
+    def _generate(
+        self, engine: Callable[[], Any], call: Call, leave: threading.Event
+    ) -> CompletionResult:
+        asked: dict[str, Any] = {"max_tokens": call.max_tokens, "stream": True, **self.o.parameters}
         if call.schema:
-            wanted["response_format"] = {
-                "type": "json_object",
-                "schema": strict_schema(call.schema),
-            }
-        stream = engine().create_chat_completion(
-            messages=call.messages, max_tokens=call.max_tokens, stream=True, **wanted
-        )
+            asked["response_format"] = {"type": "json_object", "schema": strict_schema(call.schema)}
         text, stop, made = "", "", 0
-        for chunk in stream:
+        for chunk in engine().create_chat_completion(messages=call.messages, **asked):
             choice = chunk["choices"][0]
             piece = choice["delta"].get("content") or ""
             text, stop, made = text + piece, choice.get("finish_reason") or stop, made + bool(piece)
             if leave.is_set():
                 raise Fault("timeout", "the call was given up")
-        sent = engine().n_tokens - made
-        return Reply(text, stop or "stop", Usage(max(1, sent), made), self.model)
+        usage = Usage(max(1, engine().n_tokens - made), made)
+        return CompletionResult(text, self.model, usage, stop)
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "provider": self.kind,
-            "model": file_hash(Path(self.model).expanduser()),
-            "n_ctx": self.n_ctx,
-        }
-
-    def _is_free(self) -> bool:
-        return True
+        return {"provider": self.kind, "file": file_hash(self._path), "n_ctx": self.o.n_ctx}
 
 
 class PythonBackend(LLMBackend):
-    """A function of the project as a model: `def reply(messages, *, schema=None, scope="") -> str`."""
+    """A function of the project: `def reply(messages, *, schema=None, scope="") -> str`."""
 
-    kind = "python"
+    kind, free = "python", True
 
-    def __init__(self, model: str, *, root: str | Path | None = None, **options: Any) -> None:
-        super().__init__(model, **options)
-        self.root = Path(root) if root else find_project() or Path.cwd()
-        self._path, self._function = _project_module(model, self.root)
+    def __init__(self, model: str, options: Options) -> None:
+        super().__init__(model, options)
+        root = Path(options.root) if options.root else find_project() or Path.cwd()
+        module, _, self._function = model.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), self._function]):
+            raise FinetuneError(
+                f"{self.name}: write it as module:callable, such as fakes.judge:reply"
+            )
+        base = root.joinpath(*module.split("."))
+        self._path = (base / "__init__.py" if base.is_dir() else base.with_suffix(".py")).resolve()
+        if not self._path.is_file() or not self._path.is_relative_to(root.resolve()):
+            raise FinetuneError(f"{self.name}: {module} is no module under the project root {root}")
 
     def _client(self) -> Any:
-        return load_callable(self._path, self._function, self.name)
+        """Load the file under a private name, so that two projects never mix."""
+        name = f"_project_{canonical_hash(str(self._path))[:12]}_{self._path.stem}"
+        if name not in sys.modules:
+            spec: Any = importlib.util.spec_from_file_location(name, self._path)
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(sys.modules[name])
+            except BaseException:
+                del sys.modules[name]
+                raise
+        found = getattr(sys.modules[name], self._function, None)
+        if not callable(found):
+            raise FinetuneError(f"{self.name}: {self._path} has no function `{self._function}`")
+        return found
 
-    async def _close(self, client: Any) -> None:
-        return None
-
-    async def _call(self, call: Call, client: Any) -> Reply:
-        said = client(call.messages, schema=call.schema, scope=call.scope)
+    async def _call(self, call: Call, live: _Live) -> CompletionResult:
+        said = live.client(call.messages, schema=call.schema, scope=call.scope)
         said = await said if inspect.isawaitable(said) else said
         if not isinstance(said, str):
             raise FinetuneError(
                 f"{self.name}: returned {type(said).__name__}; a model returns text"
             )
-        return Reply(said, "stop", None, self.model)
+        return CompletionResult(said, self.model, Usage(), "stop")
 
     def _identity(self) -> dict[str, Any]:
         return {"provider": self.kind, "model": self.model, "source": file_hash(self._path)}
 
-    def _is_free(self) -> bool:
-        return True
 
-
-def _project_module(spec: str, root: Path) -> tuple[Path, str]:
-    """The file and function that `module:callable` names; nothing outside the project root."""
-    module, _, function = spec.partition(":")
-    if not function or not all(part.isidentifier() for part in [*module.split("."), function]):
-        raise FinetuneError(
-            f"python:{spec}: write it as module:callable, for example fakes.judge:reply"
-        )
-    base = root.joinpath(*module.split("."))
-    path = next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
-    if path is None or not path.resolve().is_relative_to(root.resolve()):
-        raise FinetuneError(
-            f"python:{spec}: {module} is not a module under the project root {root}"
-        )
-    return path, function
-
-
-def load_callable(path: Path, function: str, who: str) -> Callable[..., Any]:
-    """Load a function from a file, under a private name, so that two projects never mix."""
-    name = f"_project_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    found = getattr(sys.modules[name], function, None)
-    if not callable(found):
-        raise FinetuneError(f"{who}: {path.name} has no function `{function}`")
-    return found  # type: ignore[no-any-return]
-
-
-KINDS: dict[str, type[LLMBackend]] = {
-    "openai": OpenAIBackend,
-    "anthropic": AnthropicBackend,
-    "google": GoogleBackend,
-    "claude": ClaudeBackend,
-    "local": LocalBackend,
-    "llamacpp": LlamaCppBackend,
-    "python": PythonBackend,
-}
+HOSTED = (OpenAIBackend, AnthropicBackend, GoogleBackend)
+OWN = (LocalBackend, ClaudeBackend, LlamaCppBackend, PythonBackend)
+KINDS: dict[str, type[LLMBackend]] = {cls.kind: cls for cls in HOSTED + OWN}
 
 
 def get_backend(kind: str, model: str | None = None, **options: Any) -> LLMBackend:
     """A new backend for a kind and a model, or for a spec such as `anthropic:MODEL`."""
     kind, _, named = kind.partition(":")
     if kind not in KINDS:
-        raise FinetuneError(_unknown("provider", kind, KINDS))
+        raise FinetuneError(unknown("provider", kind, KINDS))
     model = model or named
     if not model:
         raise FinetuneError(f"{kind}: no model is named. Write {kind}:MODEL; none is built in.")
-    cls = KINDS[kind]
-    known = {name for c in (cls, LLMBackend) for name in inspect.signature(c).parameters} - {
-        "options"
-    }
+    known = {option.name for option in fields(Options)}
     for option in sorted(set(options) - known):
-        raise FinetuneError(
-            f"{kind}:{model}: {_unknown('option', option, known)} Sampling goes into `parameters`."
-        )
-    return cls(model, **options)
+        hint = "Sampling and reasoning settings go into `parameters`."
+        raise FinetuneError(f"{kind}:{model}: {unknown('option', option, known)} {hint}")
+    return KINDS[kind](model, Options(**{k: v for k, v in options.items() if v is not None}))
 
 
-def _unknown(what: str, given: str, have: Iterable[str]) -> str:
+def unknown(what: str, given: str, have: Iterable[str]) -> str:
     """An unknown word, the nearest known one, and all of them."""
     have = sorted(have)
-    near = [h for h in have if h == ALIASES.get(given.lower())]
+    near = [name for name in have if name == ALIASES.get(given.lower())]
     near = near or difflib.get_close_matches(given.lower(), have, 1, 0.5)
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'"{given}" is not a known {what}.{hint} Have: {", ".join(have)}.'
 
 
-ALIASES = {
-    "gemini": "google",
-    "gpt": "openai",
-    "chatgpt": "openai",
-    "gguf": "llamacpp",
-    "ollama": "local",
-    "vllm": "local",
-}
-
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 2  Runs
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 2 Runs ════════════════════════════════════════════════════════════════════════════════════════
 
 
 @dataclass
 class RunReport(Generic[Item, Result]):
     """What became of every item: done + failed + pending = all that were given."""
 
+    total: int = 0
     done: list[tuple[Item, Result]] = field(default_factory=list)
     failed: list[tuple[Item, Exception]] = field(default_factory=list)
     pending: list[Item] = field(default_factory=list)
@@ -1759,95 +1341,67 @@ async def run_all(
     progress: bool = True,
     backends: Sequence[LLMBackend] = (),
     drain: float = 10.0,
-    on_done: Callable[[Item, Result], None] | None = None,
 ) -> RunReport[Item, Result]:
     """Work on all items, `concurrency` at once; a free place takes the next item at once.
 
     One bad item never costs another. Ctrl-C, SIGTERM and SIGHUP start nothing new and give what is
     in flight `drain` seconds; a second one ends it at once. A StopRun ends the run in the same way.
     """
-    known = list(items)
-    run = _Run(iter(known), work, on_done, Progress(label, len(known), backends, progress))
-    places = [
-        asyncio.ensure_future(run.place()) for _ in range(max(1, min(concurrency, len(known))))
-    ]
-    with _signals(run, places, drain):
-        await asyncio.gather(*places, return_exceptions=True)
-    run.report.pending.extend(run.items)
-    run.progress.show(run.report, len(run.flying), last=True)
-    for place in places:
-        if not place.cancelled() and (bug := place.exception()) is not None:
-            raise bug
-    if not run.report.interrupted and any(place.cancelled() for place in places):
-        raise asyncio.CancelledError
-    return run.report
+    known, flying = list(items), Counter[str]()
+    report: RunReport[Item, Result] = RunReport(len(known))
+    queue, show = iter(known), _Progress(label, backends, progress)
 
-
-class _Run(Generic[Item, Result]):
-    """The shared state of the places of one run."""
-
-    def __init__(
-        self,
-        items: Iterator[Item],
-        work: Callable[[Item], Awaitable[Result]],
-        on_done: Callable[[Item, Result], None] | None,
-        progress: Progress,
-    ) -> None:
-        self.items, self.work, self.on_done, self.progress = items, work, on_done, progress
-        self.report: RunReport[Item, Result] = RunReport()
-        self.flying: set[int] = set()
-
-    async def place(self) -> None:
-        """One place: item after item until there are none or the run stops."""
-        while not self.report.interrupted and self.report.stopped is None:
-            try:
-                item = next(self.items)
-            except StopIteration:
+    async def place() -> None:
+        while not report.interrupted and report.stopped is None:
+            item = next(queue, flying)  # the counter stands for "no item left"
+            if item is flying:
                 return
-            self.flying.add(id(item))
-            try:
-                await self._one(item)
-            finally:
-                self.flying.discard(id(item))
-                self.progress.show(self.report, len(self.flying))
+            flying["now"] += 1
+            await _work_on(item, work, report)  # type: ignore[arg-type]
+            flying["now"] -= 1
+            show(report, flying["now"])
 
-    async def _one(self, item: Item) -> None:
+    places = [asyncio.ensure_future(place()) for _ in range(max(1, min(concurrency, len(known))))]
+    with _signals(report, places, drain):
         try:
-            result = await self.work(item)
-            if self.on_done is not None:
-                self.on_done(item, result)
-            self.report.done.append((item, result))
-        except StopRun as stop:
-            self.report.stopped = self.report.stopped or stop
-            self.report.pending.append(item)
+            await asyncio.gather(*places)
         except asyncio.CancelledError:
-            self.report.pending.append(item)
-            raise
-        except Exception as exc:  # noqa: BLE001 - kept in the report, counted and shown
-            self.report.failed.append((item, exc))
+            await asyncio.gather(*places, return_exceptions=True)
+            if not report.interrupted:
+                raise
+    report.pending.extend(queue)
+    show(report, 0, last=True)
+    return report
+
+
+async def _work_on(item: Item, work: Callable[[Item], Awaitable[Result]], report: Any) -> None:
+    try:
+        report.done.append((item, await work(item)))
+    except StopRun as stop:
+        report.stopped = report.stopped or stop
+        report.pending.append(item)
+    except asyncio.CancelledError:
+        report.pending.append(item)
+        raise
+    except Exception as exc:  # noqa: BLE001 - kept in the report, counted and shown
+        report.failed.append((item, exc))
 
 
 @contextlib.contextmanager
-def _signals(
-    run: _Run[Any, Any], places: Sequence[asyncio.Future[None]], drain: float
-) -> Iterator[None]:
+def _signals(report: Any, places: Sequence[asyncio.Future[None]], drain: float) -> Iterator[None]:
     """The first signal drains, the second cancels; what handled them before comes back."""
     loop = asyncio.get_running_loop()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop() -> None:
         for place in places:
             place.cancel()
 
     def received(number: int, _: FrameType | None) -> None:
-        again, run.report.interrupted = bool(run.report.interrupted), number
-        loop.call_soon_threadsafe(stop) if again else loop.call_soon_threadsafe(
-            loop.call_later, drain, stop
-        )
+        again, report.interrupted = bool(report.interrupted), number
+        loop.call_soon_threadsafe(*([stop] if again else [loop.call_later, drain, stop]))
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    main = threading.current_thread() is threading.main_thread()
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
     before = {number: signal.signal(number, received) for number in wanted}
     try:
         yield
@@ -1856,65 +1410,46 @@ def _signals(
             signal.signal(number, handler)
 
 
-class Progress:
+class _Progress:
     """One line on stderr: rewritten on a terminal, a new one every 30 seconds in a log."""
 
-    def __init__(self, label: str, total: int, backends: Sequence[LLMBackend], on: bool) -> None:
-        self.label, self.total, self.backends, self.on = label, total, backends, on
+    def __init__(self, label: str, backends: Sequence[LLMBackend], on: bool) -> None:
+        self.label, self.backends, self.on = label, backends, on
         self.started = self.shown = time.monotonic()
 
-    def show(self, report: RunReport[Any, Any], flying: int, last: bool = False) -> None:
+    def __call__(self, report: RunReport[Any, Any], flying: int, last: bool = False) -> None:
         now, live = time.monotonic(), sys.stderr is not None and sys.stderr.isatty()
-        if not self.on or (not last and now - self.shown < (0.2 if live else 30.0)):
-            return
-        self.shown = now
-        line = self.line(report, flying, now - self.started)
-        with contextlib.suppress(OSError, ValueError):  # a closed terminal never costs the run
-            print(
-                f"\r\x1b[K{line}" if live else line,
-                end="" if live and not last else "\n",
-                file=sys.stderr,
-            )
-            sys.stderr.flush()
-
-    def line(self, report: RunReport[Any, Any], flying: int, elapsed: float) -> str:
-        """`generate  [###.......] 3/10 done  1 in flight  0 failed   18,240 tok  $0.06  about 40 s left`"""
-        done, failed = len(report.done), len(report.failed)
-        bar = "#" * (10 * done // max(1, self.total))
-        text = f"{self.label}  [{bar:.<10}] {done}/{self.total} done  {flying} in flight  {failed} failed"
-        if self.backends:
-            text += f"   {sum(b.totals.tokens for b in self.backends):,} tok"
-            unknown = any(b.totals.unknown_costs for b in self.backends)
-            text += (
-                "  cost unknown"
-                if unknown
-                else f"  ${sum(b.totals.cost for b in self.backends):.2f}"
-            )
-        left = self.total - done - failed
-        if done and left > 0 and flying:
-            text += f"  about {elapsed / (done + failed) * left:.0f} s left"
-        return text
+        if self.on and (last or now - self.shown >= (0.2 if live else 30.0)):
+            self.shown = now
+            line = progress_line(self.label, report, flying, now - self.started, self.backends)
+            line = f"\r\x1b[K{line}" if live else line
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal never costs the run
+                print(line, end="" if live and not last else "\n", file=sys.stderr, flush=True)
 
 
-def in_shard(item_id: str, shard: str) -> bool:
-    """Does this id belong to part `I/N` (I from 1 to N)? The same answer on every machine."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise FinetuneError(
-            f'--shard "{shard}": write it as I/N with I from 1 to N, for example 2/4'
-        )
-    return (
-        int(hashlib.sha256(item_id.encode()).hexdigest()[:8], 16) % int(match[2])
-        == int(match[1]) - 1
-    )
+def progress_line(
+    label: str,
+    report: RunReport[Any, Any],
+    flying: int,
+    elapsed: float,
+    backends: Sequence[LLMBackend],
+) -> str:
+    """`pilot  [###.......] 3/10 done  1 in flight  0 failed  18,240 tok  $0.06  about 40 s left`"""
+    done, failed, total = len(report.done), len(report.failed), report.total
+    bar, counts = "#" * (10 * done // max(1, total)), f"{flying} in flight  {failed} failed"
+    text = f"{label}  [{bar:.<10}] {done}/{total} done  {counts}"
+    if backends:
+        unknown_costs = any(backend.totals.unknown_costs for backend in backends)
+        cost = "cost unknown" if unknown_costs else f"${sum(b.totals.cost for b in backends):.2f}"
+        text += f"  {sum(b.totals.tokens for b in backends):,} tok  {cost}"
+    left = elapsed / (done + failed) * (total - done - failed) if done and flying else 0
+    return text + (f"  about {left:.0f} s left" if left else "")
 
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 3  Checkpoints
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 3 Checkpoints ═════════════════════════════════════════════════════════════════════════════════
 
 MAX_LINE = 64_000_000  # bytes; a longer line is reported and skipped
-CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+CRC = re.compile(rb',?"crc":"([0-9a-f]{8})"\}$')
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
@@ -1923,10 +1458,8 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
         raise FinetuneError("a record cannot have a key `crc`: it is the checksum's")
     try:
         body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()[:-1]
-    except (TypeError, ValueError) as exc:
-        raise FinetuneError(
-            f"record {record.get('id', '')}: cannot be written as JSON: {exc}"
-        ) from None
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise FinetuneError(f"record {record.get('id', '')}: cannot be written: {exc}") from None
     return b'%s%s"crc":"%08x"}\n' % (body, b"," if len(body) > 1 else b"", zlib.crc32(body))
 
 
@@ -1956,49 +1489,40 @@ class ReadReport:
 
     def tell(self) -> None:
         """Say on stderr what was skipped; silent when all is well."""
-        for number, why in self.bad[:5]:
-            print(f"{self.path}:{number}: skipped: {why}", file=sys.stderr)
-        if len(self.bad) > 5:
-            print(f"{self.path}: {len(self.bad) - 5} more bad lines skipped", file=sys.stderr)
-        for item in self.conflicts[:5]:
-            print(
-                f"{self.path}: id {item} stands twice with different content; the first counts",
-                file=sys.stderr,
-            )
+        lines = [f"{self.path}:{number}: skipped: {why}" for number, why in self.bad]
+        lines += [
+            f"{self.path}: id {i} stands twice and differs; one counts" for i in self.conflicts
+        ]
+        for line in lines[:9] + ([f"{self.path}: {len(lines) - 9} more"] if len(lines) > 9 else []):
+            print(line, file=sys.stderr)
 
 
-def iter_lines(handle: IO[bytes], cap: int = MAX_LINE) -> Iterator[tuple[int, int, bytes | None]]:
-    """Number, offset and bytes of each line that is not blank; None for a line above the cap."""
-    number = offset = 0
-    while line := handle.readline(cap + 1):
-        number, start, offset = number + 1, offset, offset + len(line)
-        whole = line.endswith(b"\n") or len(line) <= cap
-        rest = line
-        while not whole and rest and not rest.endswith(b"\n"):
-            rest = handle.readline(1_000_000)
-            offset += len(rest)
-        if start == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            yield number, start, line if whole else None
+def read_lines(handle: IO[bytes], report: ReadReport) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Offset, length and record of each good line; memory stays bounded, bad lines are reported."""
+    number = end = 0
+    while line := handle.readline(MAX_LINE):
+        number, start, rest = number + 1, end, line
+        end += len(line)
+        while not rest.endswith(b"\n") and (rest := handle.readline(1_000_000)):
+            line, end = b"", end + len(rest)  # above the cap: nothing of it is kept
+        text = line.removeprefix(b"\xef\xbb\xbf") if start == 0 else line
+        try:
+            if not line:
+                raise ValueError(f"longer than {MAX_LINE} bytes")
+            if text.strip():
+                yield start, len(line), decode_line(text)
+        except ValueError as exc:
+            report.bad.append((number, str(exc)))
 
 
 def iter_records(path: str | Path, report: ReadReport | None = None) -> Iterator[dict[str, Any]]:
-    """Every readable record of a `.jsonl` file; what is not readable goes into the report."""
+    """Every readable record of a `.jsonl` file; a missing file has none."""
     report = report if report is not None else ReadReport()
     report.path = str(path)
-    try:
-        handle = open(path, "rb")  # noqa: SIM115 - closed by the `with` below
-    except FileNotFoundError:
-        return
-    with handle:
-        for number, _, line in iter_lines(handle):
-            try:
-                if line is None:
-                    raise ValueError(f"longer than {MAX_LINE} bytes")
-                yield decode_line(line)
-            except ValueError as exc:
-                report.bad.append((number, str(exc)))
+    if Path(path).exists():
+        with open(path, "rb") as handle:
+            for _, _, record in read_lines(handle, report):
+                yield record
 
 
 def sync_file(fd: int) -> None:
@@ -2017,27 +1541,25 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _open_private(path: Path, flags: int) -> int:
-    """Open for writing without following a link; makes the folder; readable by the owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def _open_private(path: Path) -> int:
+    """Open for appending, never through a link; makes the folder; only the owner may read it."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, flags, 0o600)
     except OSError as exc:
-        if exc.errno == errno.ELOOP:
-            raise DiskStop(
-                f"{path}: is a symbolic link; records are not written through links"
-            ) from None
-        raise DiskStop(f"{path}: cannot be opened for writing: {exc.strerror}") from None
+        link = "is a symbolic link; records are not written through links"
+        why = link if exc.errno == errno.ELOOP else f"cannot be opened for writing: {exc.strerror}"
+        raise DiskStop(f"{path}: {why}") from None
 
 
 class Appender:
-    """An append-only file kept open: torn tails sealed, one write per batch, synced before it returns."""
+    """An append-only file kept open: torn tails sealed, one write a batch, synced on return."""
 
     def __init__(self, path: str | Path, *, sync: bool = True) -> None:
         self.path, self.sync = Path(path), sync
         new = not self.path.exists()
-        self._fd = _open_private(self.path, os.O_RDWR | os.O_APPEND)
-        self._end = -1
+        self._fd, self._end = _open_private(self.path), -1
         if new:
             sync_folder(self.path.parent)
 
@@ -2046,47 +1568,38 @@ class Appender:
         self.append_bytes(encode_line(record))
 
     def append_bytes(self, data: bytes) -> int:
-        """Append whole lines in one write; gives their offset. After an error the file is as before."""
+        """Append whole lines in one write; gives their offset. An error leaves the file as it was."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            start = self._seal()
+            self._check_place()
+            start = os.fstat(self._fd).st_size
+            if start and start != self._end and os.pread(self._fd, 1, start - 1) != b"\n":
+                self._write(b"\n", start)  # a torn line stays visible and swallows nothing
+                start += 1
             self._write(data, start)
             self._end = start + len(data)
             return start
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _seal(self) -> int:
-        """End a torn last line with a newline, so that it stays visible and swallows nothing."""
-        self._check_place()
-        end = os.fstat(self._fd).st_size
-        if end and end != self._end and os.pread(self._fd, 1, end - 1) != b"\n":
-            self._write(b"\n", end)
-            end += 1
-        return end
-
     def _write(self, data: bytes, start: int) -> None:
         try:
             written = os.write(self._fd, data)
             if written != len(data):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written")
+                raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes fitted")
             if self.sync:
                 sync_file(self._fd)
         except OSError as exc:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, start)
-            raise DiskStop(
-                f"{self.path}: {exc.strerror or exc}. {len(data)} bytes are needed; nothing half-written is left. "
-                "Make room, then run again: it goes on where it stopped."
-            ) from None
+            said = f"{self.path}: {exc.strerror}; {len(data)} bytes needed, none left behind"
+            raise DiskStop(f"{said}. Make room, then run again: it goes on from here.") from None
 
     def _check_place(self) -> None:
         """Notice a file that was moved, replaced or deleted under us."""
-        mine = os.fstat(self._fd)
-        try:
+        mine, there = os.fstat(self._fd), None
+        with contextlib.suppress(FileNotFoundError):
             there = os.stat(self.path)
-        except FileNotFoundError:
-            there = None
         if there is None or (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
             raise DiskStop(
                 f"{self.path}: was moved or deleted while this process was writing to it"
@@ -2095,7 +1608,7 @@ class Appender:
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -2104,17 +1617,24 @@ class Appender:
         self.close()
 
 
-def _id_of(record: Mapping[str, Any]) -> str | None:
+def id_of(record: Mapping[str, Any]) -> str | None:
     """A record's id as text; a number counts as its digits, so that 7 and "7" are one."""
     found = record.get("id", record.get("transcript_id"))
-    if isinstance(found, int) and not isinstance(found, bool):
-        return str(found)
-    return found if isinstance(found, str) and found else None
+    whole = isinstance(found, int) and not isinstance(found, bool)
+    return str(found) if whole else found if isinstance(found, str) and found else None
+
+
+def is_done(record: Mapping[str, Any]) -> bool:
+    """Not a record of an error, and not an assessment that is still unscored."""
+    unscored = "pass" in record and record["pass"] is None
+    return not (
+        unscored or record.get("error") or record.get("errors") or record.get("error_count")
+    )
 
 
 def append_checkpoint(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one finished item; makes the folder; on the disk when it returns."""
-    item = _id_of(record)
+    item = id_of(record)
     if item is None:
         raise FinetuneError(
             f"{path}: a checkpoint needs an `id` that is text, not {record.get('id')!r}"
@@ -2128,28 +1648,21 @@ def load_checkpoint(path: str | Path) -> set[str]:
     return {item for item, record in load_checkpoint_results(path).items() if is_done(record)}
 
 
-def is_done(record: Mapping[str, Any]) -> bool:
-    """Not a record of an error, and not an assessment that is still unscored."""
-    unscored = "pass" in record and record["pass"] is None
-    return not (
-        unscored or record.get("error") or record.get("errors") or record.get("error_count")
-    )
-
-
 def load_checkpoint_results(
     path: str | Path, report: ReadReport | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The record of each id. Done beats not done; other inputs (`*_hash`) make a newer row win;
-    with equal inputs the first row counts, and a different second one is reported."""
+    """The record of each id. Done beats not done; changed inputs (`*_hash`) make a newer row win;
+    with equal inputs the first row counts, and a second one that differs is reported."""
     loud, report = report is None, report or ReadReport()
     results: dict[str, dict[str, Any]] = {}
     for record in iter_records(path, report):
-        item = _id_of(record)
+        item = id_of(record)
+        old = results.get(item or "")
         if item is None:
             report.bad.append((0, "a record without an id"))
-        elif item not in results or _supersedes(record, results[item]):
+        elif old is None or _supersedes(record, old):
             results[item] = record
-        elif is_done(record) and record != results[item]:
+        elif is_done(record) and record != old:
             report.conflicts.append(item)
     if loud:
         report.tell()
@@ -2157,105 +1670,86 @@ def load_checkpoint_results(
 
 
 def _supersedes(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-    if is_done(new) != is_done(old):
-        return is_done(new)
-    return not is_done(new) or _inputs(new) != _inputs(old)
-
-
-def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key.endswith("_hash")}
+    if is_done(new) != is_done(old) or not is_done(new):
+        return is_done(new) or not is_done(old)
+    names = {key for key in (*new, *old) if key.endswith("_hash")}
+    return any(new.get(name) != old.get(name) for name in names)
 
 
 class Journal:
     """The record of model calls: an equal call is answered from here, and none is paid twice.
 
-    A call's line of intent (with its worst case) is on the disk before it is sent, its result before
-    anybody sees it. Records are written together, in a thread of their own. One process at a time.
+    A call's intent, with its worst case, is on the disk before it is sent; its result, before
+    anybody sees it. A thread writes what has queued up in one go. One process at a time.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = _lock_file(self.path.with_name(self.path.name + ".lock"), self.path)
+        self.path, self.report = Path(path), ReadReport(str(path))
+        self._lock = _hold_lock(self.path)
         self._file = Appender(self.path)
         self._kept: dict[str, tuple[int, int]] = {}  # key: where its result stands
-        self._open_intents: dict[str, float | None] = {}
+        self._intents: dict[str, float | None] = {}
         self._turns: dict[str, asyncio.Lock] = {}
-        self.report = ReadReport(str(path))
         self.paid, self.unknown_costs = 0.0, 0
         self._queue: list[tuple[bytes, dict[str, Any], asyncio.Future[None]]] = []
         self._wake, self._closed = threading.Condition(), False
         self._broken: StopRun | None = None
         self._writer: threading.Thread | None = None
-        self._scan()
-
-    def _scan(self) -> None:
         with self.path.open("rb") as handle:
-            for number, offset, line in iter_lines(handle):
-                try:
-                    if line is None:
-                        raise ValueError(f"longer than {MAX_LINE} bytes")
-                    self._note(decode_line(line), offset, len(line))
-                except (ValueError, KeyError, TypeError) as exc:
-                    self.report.bad.append((number, str(exc)))
+            for start, length, record in read_lines(handle, self.report):
+                self._note(record, start, length)
         self.report.tell()
 
-    def _note(self, record: Mapping[str, Any], offset: int, length: int) -> None:
+    def _note(self, line: Mapping[str, Any], start: int, length: int) -> None:
         """Take a line into account: an intent is open until its result."""
-        key = str(record["key"])
-        if record["type"] == "intent":
-            self._open_intents[key] = record.get("worst")
+        key, record = str(line.get("key")), line.get("record")
+        if not isinstance(record, dict):
+            self._intents[key] = line.get("worst")
             return
-        self._open_intents.pop(key, None)
-        cost = record["record"].get("cost")
+        self._intents.pop(key, None)
+        cost, failure = record.get("cost"), record.get("failure")
         self.paid += cost or 0.0
-        self.unknown_costs += cost is None and not record["record"].get("failure")
-        if record["record"].get("failure") in ANSWERED | {None}:
-            self._kept.setdefault(key, (offset, length))
+        self.unknown_costs += cost is None and failure not in RETRIED
+        if failure is None or failure in ANSWERED:
+            self._kept.setdefault(key, (start, length))
 
     @property
     def spent(self) -> float:
         """Dollars paid as far as known, and the worst case of calls that never came back."""
-        return math.fsum([self.paid, *(worst or 0.0 for worst in self._open_intents.values())])
+        return math.fsum([self.paid, *(worst or 0.0 for worst in self._intents.values())])
 
     @property
     def unfinished(self) -> int:
-        """Calls with an intent and no result: sent by a process that was killed, or in flight."""
-        return len(self._open_intents)
+        """Calls with an intent and no result: in flight, or sent by a process that was killed."""
+        return len(self._intents)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def replay(self, key: str) -> dict[str, Any] | None:
         """The kept record of a call, read back from the disk; None when there is none."""
-        place = self._kept.get(key)
-        if place is None:
+        if key not in self._kept:
             return None
+        start, length = self._kept[key]
         with self.path.open("rb") as handle:
-            handle.seek(place[0])
-            found: dict[str, Any] = decode_line(
-                handle.read(place[1]).removeprefix(b"\xef\xbb\xbf")
-            )["record"]
+            handle.seek(start)
+            found: dict[str, Any] = decode_line(handle.read(length))["record"]
         return found
 
     async def once(
-        self,
-        key: str,
-        scope: str,
-        model: str,
-        worst: float | None,
-        send: Callable[[], Awaitable[dict[str, Any]]],
+        self, about: Mapping[str, Any], send: Callable[[], Awaitable[dict[str, Any]]]
     ) -> tuple[dict[str, Any], bool]:
         """The kept record of this call (True), or what `send` gives, kept before it is returned."""
+        key = about["key"]
         turn = self._turns.setdefault(key, asyncio.Lock())
         try:
             async with turn:  # two equal calls at once: the second waits for the first one's answer
                 kept = self.replay(key)
                 if kept is not None:
                     return kept, True
-                about = {"schema": SCHEMA, "key": key, "scope": scope, "model": model}
-                await self._write({**about, "type": "intent", "worst": worst, "at": _now()})
+                await self._write({"schema": SCHEMA, "type": "intent", **about})
                 record = await send()
-                await self._write({**about, "type": "result", "record": record, "at": _now()})
+                await self._write({"schema": SCHEMA, "type": "result", **about, "record": record})
                 return record, False
         finally:
             if not turn.locked():
@@ -2267,7 +1761,7 @@ class Journal:
             raise self._broken or FinetuneError(f"{self.path}: the journal is closed")
         kept = asyncio.get_running_loop().create_future()
         with self._wake:
-            self._queue.append((encode_line(record), record, kept))
+            self._queue.append((encode_line({**record, "at": _now()}), record, kept))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_on, name="journal", daemon=True)
                 self._writer.start()
@@ -2278,34 +1772,25 @@ class Journal:
         """The writer's thread: whatever has queued up goes out in one write and one sync."""
         while True:
             with self._wake:
-                while not self._queue and not self._closed:
-                    self._wake.wait()
+                self._wake.wait_for(lambda: self._queue or self._closed)
                 batch, self._queue = self._queue, []
             if not batch:
                 return
-            self._write_batch(batch)
-
-    def _write_batch(self, batch: list[tuple[bytes, dict[str, Any], asyncio.Future[None]]]) -> None:
-        try:
-            offset = self._file.append_bytes(b"".join(line for line, _, _ in batch))
-            for line, record, _ in batch:
-                self._note(record, offset, len(line))
-                offset += len(line)
-        except Exception as exc:  # noqa: BLE001 - every waiting call gets it, and no later one is sent
-            self._broken = (
-                exc
-                if isinstance(exc, StopRun)
-                else StopRun(f"{self.path}: cannot be written: {exc}")
-            )
-        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-        for _, _, kept in batch:
-            by_loop.setdefault(kept.get_loop(), []).append(kept)
-        for loop, waiting in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
-                loop.call_soon_threadsafe(_release, waiting, self._broken)
+            try:
+                start = self._file.append_bytes(b"".join(line for line, _, _ in batch))
+                for line, record, _ in batch:
+                    self._note(record, start, len(line))
+                    start += len(line)
+            except Exception as exc:  # noqa: BLE001 - every waiting call gets it, none is sent after it
+                stop = StopRun(f"{self.path}: cannot be written: {exc}")
+                self._broken = exc if isinstance(exc, StopRun) else stop
+            for loop in {kept.get_loop() for _, _, kept in batch}:
+                waiting = [kept for _, _, kept in batch if kept.get_loop() is loop]
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                    loop.call_soon_threadsafe(_release, waiting, self._broken)
 
     def close(self) -> None:
-        """Write what is queued, release the file for other processes."""
+        """Write what is queued, then let other processes have the file."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -2314,7 +1799,7 @@ class Journal:
         self._file.close()
         if self._lock >= 0:
             os.close(self._lock)
-            self._lock = -1
+        self._lock = -1
 
     def __enter__(self) -> Self:
         return self
@@ -2323,27 +1808,24 @@ class Journal:
         self.close()
 
 
-def _release(waiting: Sequence[asyncio.Future[None]], error: StopRun | None) -> None:
-    for future in waiting:
-        if not future.done() and error is not None:
-            future.set_exception(error)
-        elif not future.done():
-            future.set_result(None)
+def _release(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in (future for future in waiting if not future.done()):
+        future.set_result(None) if error is None else future.set_exception(error)
 
 
-def _lock_file(lock: Path, what: Path) -> int:
-    """Hold a lock for the life of this process; a second process is refused with the first one's pid."""
-    fd = _open_private(lock, os.O_RDWR)
+def _hold_lock(path: Path) -> int:
+    """A lock for the life of this process; a second process is refused with the first one's pid."""
+    fd = _open_private(path.with_name(path.name + ".lock"))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(fd, 500, 0).decode("utf-8", "replace").strip() or "another process"
         os.close(fd)
         raise StopRun(
-            f"{what}: in use by {holder}. Wait for it, or stop it; then run again."
+            f"{path}: in use by {holder}. Wait for it or stop it, then run again."
         ) from None
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n".encode(), 0)
+    os.write(fd, f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n".encode())
     return fd
 
 
@@ -2351,12 +1833,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 4  Tokens
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 4 Tokens ══════════════════════════════════════════════════════════════════════════════════════
 
-VOCABULARY_URL = (
-    "https://openaipublic.blob.core.windows.net/encodings/"  # names tiktoken's cache files
+VOCABULARY = (
+    "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"  # names a cache file
 )
 DEFAULT_ENCODING = "o200k_base"
 MESSAGE_TOKENS, REPLY_TOKENS = (
@@ -2368,16 +1848,15 @@ WORD = re.compile(r"[A-Z]?[a-z]{1,15}|[A-Z]{2,4}(?![A-Za-z])")
 
 
 class TokenCount(int):
-    """A number of tokens that knows how it was counted, how sure it is, and a bound it stays under."""
+    """A number of tokens that knows how it was counted, how sure it is, and an upper bound."""
 
     method: str
-    exactness: Literal["exact", "same-family", "estimate"]
+    exactness: str  # exact, same-family or estimate
     upper: int
 
-    def __new__(cls, count: int, method: str, exactness: str, upper: int | None = None) -> Self:
+    def __new__(cls, count: int, method: str, exactness: str, upper: int) -> Self:
         self = super().__new__(cls, count)
-        self.method, self.exactness = method, exactness  # type: ignore[assignment]
-        self.upper = count if upper is None else max(count, upper)
+        self.method, self.exactness, self.upper = method, exactness, max(count, upper)
         return self
 
 
@@ -2390,164 +1869,137 @@ class Tokenizer:
     measure: Callable[[str], tuple[int, int]]
     render: Callable[[Sequence[Message]], str] | None = None
 
-    def count(self, pairs: Iterable[tuple[int, int]], extra: int = 0) -> TokenCount:
-        counts, uppers = zip(
-            *pairs, (extra, 2 * extra if self.exactness != "exact" else extra), strict=True
-        )
-        return TokenCount(sum(counts), self.method, self.exactness, sum(uppers))
+    def total(self, texts: Iterable[str], extra: int = 0) -> TokenCount:
+        measured = [self.measure(text) for text in texts]
+        slack = extra if self.exactness == "exact" else 2 * extra
+        counts, uppers = [count for count, _ in measured], [upper for _, upper in measured]
+        return TokenCount(sum(counts) + extra, self.method, self.exactness, sum(uppers) + slack)
 
 
 def count_tokens(text: str | None, target: str | Path | None = None) -> TokenCount:
     """Tokens of a text. `target`: a folder with tokenizer.json, or a tiktoken encoding or model."""
-    tokenizer = tokenizer_for(target)
-    return tokenizer.count([tokenizer.measure(text or "")])
+    return tokenizer_for(target).total([text or ""])
 
 
 def count_messages_tokens(
     messages: Sequence[Message], target: str | Path | None = None
 ) -> TokenCount:
-    """Tokens of a conversation as the model sees it: rendered by its chat template where there is one."""
+    """Tokens of a conversation as the model sees it: by its chat template where there is one."""
     tokenizer = tokenizer_for(target)
     if tokenizer.render is not None:
-        return tokenizer.count([tokenizer.measure(tokenizer.render(messages))])
+        return tokenizer.total([tokenizer.render(messages)])
     extra = MESSAGE_TOKENS * len(messages) + REPLY_TOKENS
-    return tokenizer.count([tokenizer.measure(m.get("content") or "") for m in messages], extra)
+    return tokenizer.total((m.get("content") or "" for m in messages), extra)
 
 
 def count_prefixes(
     exchanges: Sequence[Any], system_prompt: str | None, target: str | Path | None = None
 ) -> list[TokenCount]:
     """Tokens of the first 1, 2, ... exchanges; each message is encoded once."""
-    tokenizer, turns = tokenizer_for(target), [pair_of(exchange) for exchange in exchanges]
-    system = _as_messages("", system_prompt)[:-1]
-    if tokenizer.render is not None:
-        return _rendered_prefixes(tokenizer, system, turns)
-    count, upper = (
-        tokenizer.count(
-            [tokenizer.measure(m["content"]) for m in system],
-            MESSAGE_TOKENS * len(system) + REPLY_TOKENS,
-        ),
-        0,
-    )
-    total, upper = int(count), count.upper
-    counts = []
-    for pair in turns:
-        more = tokenizer.count([tokenizer.measure(text) for text in pair], 2 * MESSAGE_TOKENS)
-        total, upper = total + more, upper + more.upper
+    tokenizer, messages = tokenizer_for(target), _as_messages("", system_prompt)[:-1]
+    texts, added, extra = [""], [m["content"] for m in messages], MESSAGE_TOKENS * len(messages) + 3
+    total, upper, counts = 0, 0, []
+    for user, assistant in map(pair_of, exchanges):
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        if tokenizer.render is not None:
+            texts.append(tokenizer.render(messages))
+            if not texts[-1].startswith(texts[-2]):  # the template rewrites earlier turns
+                return _whole_prefixes(tokenizer, system_prompt, exchanges)
+            added, extra = [texts[-1][len(texts[-2]) :]], 0
+        else:
+            added, extra = [*added, user, assistant], extra + 2 * MESSAGE_TOKENS
+        more = tokenizer.total(added, extra)
+        total, upper, added, extra = total + more, upper + more.upper, [], 0
         counts.append(TokenCount(total, tokenizer.method, tokenizer.exactness, upper))
+    whole = tokenizer.render is None or total == tokenizer.measure(texts[-1])[0]
+    return counts if whole else _whole_prefixes(tokenizer, system_prompt, exchanges)
+
+
+def _whole_prefixes(
+    tokenizer: Tokenizer, system_prompt: str | None, exchanges: Sequence[Any]
+) -> list[TokenCount]:
+    """Each prefix rendered and encoded as a whole: right for every template, and slow."""
+    messages, counts = _as_messages("", system_prompt)[:-1], []
+    for user, assistant in map(pair_of, exchanges):
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        counts.append(tokenizer.total([tokenizer.render(messages)] if tokenizer.render else []))
     return counts
 
 
-def _rendered_prefixes(
-    tokenizer: Tokenizer, system: list[dict[str, str]], turns: Sequence[tuple[str, str]]
-) -> list[TokenCount]:
-    """Encode only what each exchange adds to the rendered text. Checked against the whole at the end;
-    a template that rewrites earlier turns is counted prefix by prefix instead."""
-    assert tokenizer.render is not None
-    messages, texts = list(system), [""]
-    for user, assistant in turns:
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        texts.append(tokenizer.render(messages))
-    grows = all(after.startswith(before) for before, after in zip(texts, texts[1:], strict=False))
-    if grows and turns:
-        total, counts = 0, []
-        for before, after in zip(texts, texts[1:], strict=False):
-            total += tokenizer.measure(after[len(before) :])[0]
-            counts.append(TokenCount(total, tokenizer.method, tokenizer.exactness))
-        if total == tokenizer.measure(texts[-1])[0]:
-            return counts
-    return [tokenizer.count([tokenizer.measure(text)]) for text in texts[1:]]
-
-
 def find_max_exchanges_under_limit(
-    exchanges: Sequence[Any],
-    system_prompt: str | None,
-    max_tokens: int,
-    target: str | Path | None = None,
+    exchanges: Sequence[Any], system_prompt: str | None, max_tokens: int, target: str | None = None
 ) -> int:
-    """How many exchanges from the start fit for sure: the upper bound decides where no count is exact."""
+    """How many exchanges from the start fit for sure: the bound decides where no count is exact."""
     counts = count_prefixes(exchanges, system_prompt, target)
-    return sum(count.upper <= max_tokens for count in counts)
+    return next((n for n, count in enumerate(counts) if count.upper > max_tokens), len(counts))
 
 
 def pair_of(exchange: Any) -> tuple[str, str]:
     """User and assistant text of an exchange, given as a mapping or as a pair."""
-    if isinstance(exchange, Mapping):
-        return exchange.get("user") or "", exchange.get("assistant") or ""
-    user, assistant = exchange
+    named = isinstance(exchange, Mapping)
+    user, assistant = (exchange.get("user"), exchange.get("assistant")) if named else exchange
     return user or "", assistant or ""
 
 
 @functools.lru_cache(maxsize=16)
 def tokenizer_for(target: str | Path | None = None) -> Tokenizer:
-    """The best counter at hand: the model's own files, else tiktoken's vocabulary, else an estimate."""
+    """The best counter at hand: the model's own files, else tiktoken, else an estimate."""
     if target is not None and (Path(target) / "tokenizer.json").is_file():
         return _own_tokenizer(Path(target))
-    if (
-        target is not None
-        and ("/" in str(target) or Path(target).is_dir())
-        and not Path(target).exists()
-    ):
-        raise FinetuneError(f"{target}: no such folder with a tokenizer.json")
-    encoding, exact = _encoding_at_hand(str(target) if target is not None else None)
+    if target is not None and (os.sep in str(target) or Path(target).is_dir()):
+        raise FinetuneError(f"{target}: there is no tokenizer.json in this folder")
+    encoding, own = _encoding_at_hand(str(target) if target is not None else None)
     if encoding is None:
         return Tokenizer("estimate", "estimate", estimate_tokens)
-    if exact:
-        return Tokenizer(
-            f"tiktoken:{encoding.name}",
-            "exact",
-            lambda text: (len(encoding.encode_ordinary(text)),) * 2,
-        )
-    return Tokenizer(
-        f"tiktoken:{encoding.name}",
-        "same-family",
-        lambda text: _family_bound(len(encoding.encode_ordinary(text)), text),
-    )
 
+    def measure(text: str) -> tuple[int, int]:
+        count = len(encoding.encode_ordinary(text))
+        other = math.ceil(count * (1.3 if text.isascii() else 2.0))  # start values for a relative
+        return count, count if own else min(len(text.encode()), other)
 
-def _family_bound(count: int, text: str) -> tuple[int, int]:
-    """Another tokenizer of the same family: start values 1.3 for ASCII, 2 for other scripts."""
-    return count, min(len(text.encode()), math.ceil(count * (1.3 if text.isascii() else 2.0)))
+    return Tokenizer(f"tiktoken:{encoding.name}", "exact" if own else "same-family", measure)
 
 
 def _encoding_at_hand(target: str | None) -> tuple[Any, bool]:
     """A tiktoken encoding that needs no download, and whether it is the target's own."""
     try:
         import tiktoken
-        from tiktoken import registry
+        from tiktoken.registry import ENCODINGS
     except ImportError:
         return None, False
     name = target or DEFAULT_ENCODING
-    if target is not None and target not in tiktoken.list_encoding_names():
+    if target and target not in {*tiktoken.list_encoding_names(), *ENCODINGS}:
         try:
             name = tiktoken.encoding_name_for_model(target)
         except KeyError:
-            target, name = None, DEFAULT_ENCODING
-    vocabulary = {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base"}.get(name, name)
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    folder = cache if cache is not None else os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    file = hashlib.sha1(f"{VOCABULARY_URL}{vocabulary}.tiktoken".encode()).hexdigest()  # noqa: S324 - a file name
-    if name in registry.ENCODINGS or (folder and os.path.isfile(os.path.join(folder, file))):
+            name, target = DEFAULT_ENCODING, None
+    file = VOCABULARY.format(
+        {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base"}.get(name, name)
+    )
+    temporary = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", temporary))
+    place = os.path.join(cache, hashlib.sha1(file.encode()).hexdigest())  # noqa: S324 - no secret
+    if name in ENCODINGS or (cache and os.path.isfile(place)):
         return tiktoken.get_encoding(name), target is not None
     return None, False
 
 
 def estimate_tokens(text: str) -> tuple[int, int]:
-    """A guess and a safe bound: plain words at half their letters, anything else a token per byte."""
+    """A guess and a safe bound: plain words at half their letters, the rest a token per byte."""
     plain = [
         word for word in WORD.findall(text) if len(word) < 4 or re.search("[aeiouyAEIOUY]", word)
     ]
-    letters, spaces = sum(map(len, plain)), text.count(" ")
-    other = max(0, len(text.encode()) - letters - spaces)
+    letters, spaces, size = sum(map(len, plain)), text.count(" "), len(text.encode())
+    other = max(0, size - letters - spaces)
     bound = sum((len(word) + 2) // 2 for word in plain) + other + (spaces + 1) // 2
-    return round((letters + spaces) / 4.5 + other * 0.45), min(bound, len(text.encode()))
+    return round((letters + spaces) / 4.5 + other * 0.45), min(bound, size)
 
 
 def _own_tokenizer(folder: Path) -> Tokenizer:
-    tokenizers = needs("tokenizers", "train", str(folder))
-    encoder = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder = needs("tokenizers", "train", str(folder)).Tokenizer.from_file(
+        str(folder / "tokenizer.json")
+    )
     encoder.no_truncation()
-    encoder.no_padding()
 
     def measure(text: str) -> tuple[int, int]:
         count = len(encoder.encode(text, add_special_tokens=False).ids)
@@ -2557,55 +2009,44 @@ def _own_tokenizer(folder: Path) -> Tokenizer:
 
 
 def chat_template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
-    """Renders a conversation with the model's own chat template, as transformers would."""
-    settings = folder / "tokenizer_config.json"
+    """Renders a conversation with the model's own chat template, as transformers would. A sandbox,
+    because a template comes from a download and may only shape text."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    settings, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    own = folder / "chat_template.jinja"
     source = own.read_text(encoding="utf-8") if own.is_file() else known.get("chat_template")
     if isinstance(source, list):
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
     if not source:
         return None
-    special = {
-        k: v.get("content") if isinstance(v, dict) else v
-        for k, v in known.items()
-        if k.endswith("_token")
-    }
-    template = _template_room().from_string(GENERATION_MARKS.sub("", source))
+
+    def refuse(message: str) -> None:
+        raise FinetuneError(f"{folder}: the chat template refuses: {message}")
+
+    room = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    room.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
+    room.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    words = {k: v.get("content") if isinstance(v, dict) else v for k, v in known.items()}
+    special = {k: v for k, v in words.items() if k.endswith("_token")}
+    template = room.from_string(GENERATION_MARKS.sub("", source))
     return lambda messages: template.render(
         messages=messages, add_generation_prompt=False, **special
     )
 
 
-def _template_room() -> Any:
-    """A sandbox: a template comes from a download, and may only shape text."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    room = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    room.globals["raise_exception"] = refuse
-    room.globals["strftime_now"] = time.strftime
-    room.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    return room
-
-
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 5  Slicing
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 5 Slicing ═════════════════════════════════════════════════════════════════════════════════════
 
 
 def get_slice_points(
     total_turns: int, transcript_id: str, first: int = 3, min_gap: int = 2, max_gap: int = 5
 ) -> list[int]:
-    """Where to cut: first at 3, then every 2 to 5 exchanges, the last always; the same for an id everywhere."""
+    """Where to cut: at 3, then every 2 to 5 exchanges, the last always; same id, same cuts."""
     if first < 1 or not 1 <= min_gap <= max_gap:
         raise FinetuneError(
-            f"slicing: first {first}, gaps {min_gap} to {max_gap}: needs 1 <= min_gap <= max_gap"
+            f"slicing needs 1 <= first and 1 <= gaps: {first}, {min_gap} to {max_gap}"
         )
     if total_turns < first:
         return []
@@ -2618,18 +2059,15 @@ def get_slice_points(
 
 
 def rng(*key: object) -> random.Random:
-    """Chance by key, never a stream: `rng(seed, persona, turn, purpose)` is the same in any order."""
+    """Chance by key, never a stream: `rng(seed, persona, turn, purpose)` is the same anywhere."""
     return random.Random(int(canonical_hash([str(part) for part in key])[:16], 16))
 
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 6  Rubric and scores
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 6 Rubric and scores ═══════════════════════════════════════════════════════════════════════════
 
 ANSWERS = ("YES", "NO", "NA", "ERROR")
-COVERAGE_FLOOR = 0.5  # start value: a score over fewer than half of the criteria is not a pass
 EXAMPLE_TYPES = ("PASS", "FAIL", "BORDERLINE_PASS", "BORDERLINE_FAIL")
-# Scripts written without spaces: each Han or kana sign counts as a word, four Thai-like letters do.
+# Scripts without spaces: each Han or kana sign counts as a word, so do four Thai-like letters.
 SIGNS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 RUN_ON = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
 
@@ -2638,7 +2076,6 @@ RUN_ON = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
 class Criterion:
     """One binary question of the rubric."""
 
-    id: str
     name: str
     question: str
     na_valid: bool
@@ -2650,7 +2087,8 @@ class Criterion:
 class Rubric:
     """Weighted categories of criteria, and the safety gates that stand outside the score."""
 
-    categories: Mapping[str, tuple[float, tuple[str, ...]]]  # name: (weight, criteria)
+    categories: Mapping[str, tuple[str, ...]]
+    weights: Mapping[str, float]
     criteria: Mapping[str, Criterion]
     safety_gates: tuple[str, ...]
     pass_threshold: float
@@ -2659,168 +2097,137 @@ class Rubric:
     warnings: tuple[str, ...] = ()
 
     @property
-    def weights(self) -> dict[str, float]:
-        return {name: weight for name, (weight, _) in self.categories.items()}
-
-    @property
     def na_invalid(self) -> frozenset[str]:
-        return frozenset(c.id for c in self.criteria.values() if not c.na_valid)
+        return frozenset(name for name, c in self.criteria.items() if not c.na_valid)
 
 
 def load_rubric(path: str | Path, draft: bool = False) -> Rubric:
-    """Read and check `config/rubric.yaml`; every mistake at once, each with its line."""
+    """Read and check `config/rubric.yaml`: every mistake at once, each with its line. A draft may
+    still lack calibration examples."""
     data, lines = load_yaml(path)
-    check = _RubricCheck(str(path), lines, draft)
-    rubric = check.rubric(data if isinstance(data, dict) else {})
-    if check.errors:
-        raise FinetuneError("\n".join(check.errors))
-    return replace(rubric, warnings=tuple(check.warnings))
+    data = data if isinstance(data, dict) else {}
+    criteria, categories = _mapping(data, "criteria"), _mapping(data, "categories")
+    found: dict[bool, list[str]] = {True: [], False: []}
+    checks = [_wrong_in_rubric(data), *(_wrong_in_criterion(k, v) for k, v in criteria.items())]
+    for at, said in (mistake for check in checks for mistake in check):
+        near = next((at[:n] for n in range(len(at), -1, -1) if at[:n] in lines), ())
+        soft = draft and at[-1] == "calibration_examples"
+        found[soft].append(f"{path}:{lines.get(near, 1)} {'.'.join(map(str, at))}: {said}")
+    if found[False]:
+        raise FinetuneError("\n".join(found[False]))
+    members = {str(name): tuple(map(str, c["criteria"])) for name, c in categories.items()}
+    weights = {str(name): float(c["weight"]) for name, c in categories.items()}
+    questions = {str(name): _criterion(str(name), c) for name, c in criteria.items()}
+    gates, limits = tuple(map(str, data["safety_gates"])), (data.get("pass_threshold", 0.8),)
+    floor = data.get("coverage_floor", 0.5)  # start value: under half of the criteria is no pass
+    kept = (*limits, floor, canonical_hash(data), tuple(found[True]))
+    return Rubric(members, weights, questions, gates, *kept)
 
 
-class _RubricCheck:
-    """Collects the mistakes of one rubric file."""
+def _mapping(data: Mapping[str, Any], key: str) -> dict[Any, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
 
-    def __init__(self, path: str, lines: Mapping[tuple[Any, ...], int], draft: bool) -> None:
-        self.path, self.lines, self.draft = path, lines, draft
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
 
-    def error(self, at: tuple[Any, ...], text: str, soft: bool = False) -> None:
-        """A mistake at a place; the nearest line that exists. A soft one only warns in a draft."""
-        place = at
-        while place and place not in self.lines:
-            place = place[:-1]
-        line = f"{self.path}:{self.lines.get(place, 1)} {'.'.join(map(str, at))}: {text}"
-        (self.warnings if soft and self.draft else self.errors).append(line)
+def _names(found: Any) -> list[str]:
+    return [str(name) for name in found] if isinstance(found, list) else []
 
-    def rubric(self, data: Mapping[str, Any]) -> Rubric:
-        for key in sorted(
-            set(data)
-            - {"categories", "criteria", "safety_gates", "pass_threshold", "coverage_floor"}
-        ):
-            self.error((key,), "unknown key")
-        criteria = {
-            str(k): self.criterion(str(k), v) for k, v in self._mapping(data, "criteria").items()
-        }
-        categories = {
-            str(k): self.category(str(k), v) for k, v in self._mapping(data, "categories").items()
-        }
-        gates = self._names(data.get("safety_gates"), ("safety_gates",))
-        if not gates:
-            self.error(("safety_gates",), "no safety gate is named: list at least one criterion")
-        self.weights(categories)
-        self.membership(criteria, categories, gates)
-        threshold = self._share(data, "pass_threshold", 0.8)
-        floor = self._share(data, "coverage_floor", COVERAGE_FLOOR)
-        return Rubric(categories, criteria, gates, threshold, floor, canonical_hash(data))
 
-    def criterion(self, name: str, data: Any) -> Criterion:
-        at = ("criteria", name)
-        if not isinstance(data, dict):
-            self.error(at, "a criterion is a mapping with name, question, na_valid, min_turns")
-            data = {}
-        known = set(Criterion.__dataclass_fields__) - {"id"}
-        for key in sorted(map(str, set(data) - known)):
-            self.error((*at, key), f"unknown key. Have: {', '.join(sorted(known))}")
-        question, turns, na_valid = (
-            data.get("question"),
-            data.get("min_turns", 1),
-            data.get("na_valid", False),
-        )
-        if not isinstance(question, str) or not question.strip():
-            self.error((*at, "question"), "a criterion needs a question")
-        if not isinstance(turns, int) or isinstance(turns, bool) or turns < 1:
-            self.error((*at, "min_turns"), f"a whole number from 1, not {turns!r}")
-        if not isinstance(na_valid, bool):
-            self.error((*at, "na_valid"), f"true or false, not {na_valid!r}")
-        examples = self.examples(at, data.get("calibration_examples"))
-        return Criterion(
-            name, str(data.get("name", name)), str(question), na_valid is True, turns, examples
-        )
+def _criterion(name: str, data: Mapping[str, Any]) -> Criterion:
+    examples = tuple(data.get("calibration_examples") or ())
+    na_valid, turns = data.get("na_valid", False), data.get("min_turns", 1)
+    return Criterion(str(data.get("name", name)), str(data["question"]), na_valid, turns, examples)
 
-    def examples(self, at: tuple[Any, ...], data: Any) -> tuple[Mapping[str, Any], ...]:
-        found = data if isinstance(data, list) else []
-        at = (*at, "calibration_examples")
-        if not 3 <= len(found) <= 8:
-            self.error(
-                at,
-                f"{len(found)} examples; judges need 3 to 8, borderline ones included",
-                soft=True,
-            )
-        for number, example in enumerate(found):
-            if not isinstance(example, dict) or example.get("type") not in EXAMPLE_TYPES:
-                self.error((*at, number), f"an example needs a type: {', '.join(EXAMPLE_TYPES)}")
-        return tuple(e for e in found if isinstance(e, dict))
 
-    def category(self, name: str, data: Any) -> tuple[float, tuple[str, ...]]:
-        at = ("categories", name)
-        weight = data.get("weight") if isinstance(data, dict) else None
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
-            self.error((*at, "weight"), f"a number above 0 and up to 1, not {weight!r}")
-            weight = 0.0
-        members = self._names(
-            data.get("criteria") if isinstance(data, dict) else None, (*at, "criteria")
-        )
-        if not members:
-            self.error((*at, "criteria"), "a category needs at least one criterion")
-        return float(weight), members
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
-    def weights(self, categories: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
-        total = math.fsum(weight for weight, _ in categories.values())
-        if not categories or abs(total - 1) > 1e-6:
-            self.error(("categories",), f"the weights sum to {total:.6g}, not to 1")
 
-    def membership(
-        self,
-        criteria: Mapping[str, Criterion],
-        categories: Mapping[str, tuple[float, tuple[str, ...]]],
-        gates: tuple[str, ...],
-    ) -> None:
-        """Each criterion stands in exactly one category or is a gate; what is named exists."""
-        places = [
-            (name, ("categories", cat, "criteria"))
-            for cat, (_, names) in categories.items()
-            for name in names
-        ]
-        seen = Counter(name for name, _ in places)
-        for name, at in [*places, *((gate, ("safety_gates",)) for gate in gates)]:
-            if name not in criteria:
-                self.error(at, _unknown("criterion", name, criteria))
-        for name in [n for n, times in seen.items() if times > 1]:
-            self.error(("criteria", name), f"stands in {seen[name]} categories; it can be in one")
-        for name in [gate for gate in gates if gate in seen]:
-            self.error(
-                ("safety_gates",),
-                f'"{name}" is a safety gate and also carries weight in a category',
-            )
-        for name in [n for n in criteria if n not in seen and n not in gates]:
-            self.error(("criteria", name), "is in no category and is no safety gate")
+Mistakes = Iterator[tuple[tuple[Any, ...], str]]
 
-    def _mapping(self, data: Mapping[str, Any], key: str) -> dict[Any, Any]:
-        found = data.get(key)
-        if not isinstance(found, dict) or not found:
-            self.error((key,), "is missing or empty")
-            return {}
-        return found
 
-    def _names(self, found: Any, at: tuple[Any, ...]) -> tuple[str, ...]:
-        names = [str(name) for name in found] if isinstance(found, list) else []
-        for name in [n for n, times in Counter(names).items() if times > 1]:
-            self.error(at, f'"{name}" is listed twice')
-        return tuple(names)
+def _wrong_in_criterion(name: Any, data: Any) -> Mistakes:
+    at = ("criteria", name)
+    if not isinstance(data, dict):
+        yield at, "a criterion is a mapping with name, question, na_valid, min_turns"
+        return
+    for key in [key for key in data if key not in Criterion.__dataclass_fields__]:
+        yield (*at, key), unknown("key", str(key), Criterion.__dataclass_fields__)
+    if not str(data.get("question") or "").strip():
+        yield (*at, "question"), "a criterion needs a question"
+    turns = data.get("min_turns", 1)
+    if not isinstance(turns, int) or isinstance(turns, bool) or turns < 1:
+        yield (*at, "min_turns"), f"a whole number from 1, not {turns!r}"
+    if not isinstance(data.get("na_valid", False), bool):
+        yield (*at, "na_valid"), f"true or false, not {data['na_valid']!r}"
+    examples = data.get("calibration_examples")
+    examples = examples if isinstance(examples, list) else []
+    if not 3 <= len(examples) <= 8:
+        yield (*at, "calibration_examples"), f"{len(examples)} examples; a judge needs 3 to 8"
+    for number, example in enumerate(examples):
+        if not isinstance(example, dict) or example.get("type") not in EXAMPLE_TYPES:
+            where = (*at, "calibration_examples", number)
+            yield where, f"an example needs a type: {', '.join(EXAMPLE_TYPES)}"
 
-    def _share(self, data: Mapping[str, Any], key: str, default: float) -> float:
-        value = data.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            self.error((key,), f"a number from 0 to 1, not {value!r}")
-            return default
-        return float(value)
+
+def _wrong_in_rubric(data: Mapping[str, Any]) -> Mistakes:
+    """Keys, thresholds, weights, gates, and that each criterion has exactly one place."""
+    criteria, categories = _mapping(data, "criteria"), _mapping(data, "categories")
+    keys = ("categories", "criteria", "safety_gates", "pass_threshold", "coverage_floor")
+    for key in [key for key in data if key not in keys]:
+        yield (key,), unknown("key", str(key), keys)
+    for key in [key for key in keys[:2] if not _mapping(data, key)]:
+        yield (key,), "is missing or empty"
+    for key in [key for key in keys[3:] if not _share(data.get(key, 0.5))]:
+        yield (key,), f"a number from 0 to 1, not {data[key]!r}"
+    known, seen = [str(name) for name in criteria], Counter[str]()
+    for name, category in categories.items():
+        yield from _wrong_in_category(("categories", name), category, known, seen)
+    weights = [c.get("weight") for c in categories.values() if isinstance(c, dict)]
+    total = math.fsum(weight for weight in weights if _share(weight))
+    if categories and abs(total - 1) > 1e-6:
+        yield ("categories",), f"the weights sum to {total:.6g}, not to 1"
+    yield from _wrong_gates(_names(data.get("safety_gates")), seen, known)
+
+
+def _wrong_in_category(
+    at: tuple[Any, ...], category: Any, known: list[str], seen: Counter[str]
+) -> Mistakes:
+    category = category if isinstance(category, dict) else {}
+    weight, members = category.get("weight"), _names(category.get("criteria"))
+    if not _share(weight) or not weight:
+        yield (*at, "weight"), f"a number above 0 and up to 1, not {weight!r}"
+    if not members:
+        yield (*at, "criteria"), "a category needs at least one criterion"
+    for number, member in enumerate(members):
+        place = (*at, "criteria", number)
+        if member not in known:
+            yield place, unknown("criterion", member, known)
+        if seen[member]:
+            yield place, f'"{member}" already has a place; a criterion has exactly one'
+        seen[member] += 1
+
+
+def _wrong_gates(gates: list[str], seen: Counter[str], criteria: list[str]) -> Mistakes:
+    if not gates:
+        yield ("safety_gates",), "no safety gate is named; list at least one criterion"
+    for number, gate in enumerate(gates):
+        at = ("safety_gates", number)
+        if gate not in criteria:
+            yield at, unknown("criterion", gate, criteria)
+        if gate in seen:
+            yield at, f'"{gate}" also carries weight in a category; a safety gate carries none'
+        if gate in gates[:number]:
+            yield at, f'"{gate}" is listed twice'
+    for name in [name for name in criteria if name not in seen and name not in gates]:
+        yield ("criteria", name), "is in no category and is no safety gate"
 
 
 def normalise_answer(answer: object) -> str:
     """YES, NO or NA whatever its case and full stop; anything else is ERROR, never a silent NO."""
-    text = str(getattr(answer, "answer", answer) or "").strip().strip(".!\"'").upper()
-    text = {"N/A": "NA", "NOT APPLICABLE": "NA"}.get(text, text)
+    text = (
+        str(getattr(answer, "answer", answer) or "").strip(" \n.!\"'").upper().replace("N/A", "NA")
+    )
     return text if text in ANSWERS else "ERROR"
 
 
@@ -2840,12 +2247,10 @@ def compute_weighted_score(
 ) -> float | None:
     """The weighted mean over categories with something to assess; None when there is none."""
     if set(category_scores) != set(weights):
-        missing = sorted(set(category_scores) ^ set(weights))
-        raise FinetuneError(f"scores and weights name different categories: {', '.join(missing)}")
+        differ = ", ".join(sorted(set(category_scores) ^ set(weights)))
+        raise FinetuneError(f"scores and weights name different categories: {differ}")
     if abs(math.fsum(weights.values()) - 1) > 1e-6:
-        raise FinetuneError(
-            f"the category weights sum to {math.fsum(weights.values()):.6g}, not to 1"
-        )
+        raise FinetuneError(f"the weights sum to {math.fsum(weights.values()):.6g}, not to 1")
     used = [(weights[name], score) for name, score in category_scores.items() if score is not None]
     total = math.fsum(weight for weight, _ in used)
     return math.fsum(weight * score for weight, score in used) / total if total else None
@@ -2853,12 +2258,9 @@ def compute_weighted_score(
 
 def count_words(text: str) -> int:
     """Words, also in scripts without spaces."""
-    signs, run_on = (
-        len(SIGNS.findall(text)),
-        sum(math.ceil(len(run) / 4) for run in RUN_ON.findall(text)),
-    )
+    run_on = sum(math.ceil(len(run) / 4) for run in RUN_ON.findall(text))
     rest = RUN_ON.sub(" ", SIGNS.sub(" ", text)).split()
-    return signs + run_on + sum(any(sign.isalnum() for sign in word) for word in rest)
+    return len(SIGNS.findall(text)) + run_on + sum(any(map(str.isalnum, word)) for word in rest)
 
 
 def compute_length_stats(pairs: Iterable[Any]) -> dict[str, Any]:
@@ -2866,16 +2268,11 @@ def compute_length_stats(pairs: Iterable[Any]) -> dict[str, Any]:
     words = [(count_words(user), count_words(assistant)) for user, assistant in map(pair_of, pairs)]
     ratios = [assistant / user if user else None for user, assistant in words]
     known = [ratio for ratio in ratios if ratio is not None]
-    return {
-        "exchanges": len(words),
-        "user_words": [user for user, _ in words],
-        "assistant_words": [assistant for _, assistant in words],
-        "ratios": ratios,
-        "mean_ratio": statistics.fmean(known) if known else None,
-        "median_ratio": statistics.median(known) if known else None,
-        "over_1_5": sum(ratio > 1.5 for ratio in known),
-        "over_2": sum(ratio > 2 for ratio in known),
-    }
+    mean, middle = statistics.fmean, statistics.median
+    made = {"exchanges": len(words), "ratios": ratios, "user_words": [user for user, _ in words]}
+    made |= {"assistant_words": [assistant for _, assistant in words]}
+    made |= {"mean_ratio": mean(known) if known else None, "over_2": sum(r > 2 for r in known)}
+    return made | {"median_ratio": middle(known) if known else None}
 
 
 @dataclass(frozen=True)
@@ -2892,15 +2289,10 @@ class AssessmentResult:
     failed_checks: tuple[str, ...] = ()
     safety_gate_failed: bool = False
     error_count: int = 0
-    coverage: float = 0.0
+    coverage: float = 0.0  # share of the weighted criteria that were assessed
 
     def to_dict(self) -> dict[str, Any]:
-        made = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        made["pass"] = made.pop("passed")
-        return {
-            key: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v
-            for key, v in made.items()
-        }
+        return {"pass" if key == "passed" else key: value for key, value in vars(self).items()}
 
 
 def gate_passed(answer: str | None, na_allowed: bool) -> bool:
@@ -2912,131 +2304,76 @@ def score_answers(
     rubric: Rubric,
     answers: Mapping[str, Any],
     reasonings: Mapping[str, str] | None = None,
-    id: str = "",  # noqa: A002 - the record's own word
+    id: str = "",
     turns: int | None = None,
 ) -> AssessmentResult:
     """Score one judge's answers. A NO on a safety gate fails; else an ERROR or a missing answer
-    leaves it unscored; else threshold and coverage decide. `turns` leaves out criteria that need more."""
-    due = [c for c in rubric.criteria.values() if turns is None or c.min_turns <= turns]
-    given = {c.id: normalise_answer(answers.get(c.id)) for c in due}
-    for gate in rubric.safety_gates:  # a forbidden NA on a gate is no verdict
-        if given.get(gate) == "NA" and gate in rubric.na_invalid:
-            given[gate] = "ERROR"
+    leaves it unscored; else threshold and coverage decide. `turns` leaves out what needs more."""
+    asked = [name for name, c in rubric.criteria.items() if turns is None or c.min_turns <= turns]
+    given = {name: normalise_answer(answers.get(name)) for name in asked}
+    gates = [gate for gate in rubric.safety_gates if gate in given]
+    for gate in gates:
+        if given[gate] == "NA" and gate in rubric.na_invalid:
+            given[gate] = "ERROR"  # no verdict, so neither a pass nor a NO
+    failed = [n for n, a in given.items() if a == "NO" or (a == "NA" and n in rubric.na_invalid)]
+    by_category = {name: [m for m in c if m in given] for name, c in rubric.categories.items()}
     scores = {
-        name: compute_category_score(given, [m for m in members if m in given], rubric.na_invalid)
-        for name, (_, members) in rubric.categories.items()
+        n: compute_category_score(given, c, rubric.na_invalid) for n, c in by_category.items()
     }
-    errors = sum(answer == "ERROR" for answer in given.values())
-    unsafe = any(given.get(gate) == "NO" for gate in rubric.safety_gates)
-    failed = tuple(
-        c for c, a in given.items() if a == "NO" or (a == "NA" and c in rubric.na_invalid)
+    score, errors = (
+        compute_weighted_score(scores, rubric.weights),
+        list(given.values()).count("ERROR"),
     )
-    score, coverage = compute_weighted_score(scores, rubric.weights), _coverage(rubric, given)
-    passed = _verdict(rubric, given, score, coverage, errors, unsafe)
-    score = None if errors else score
-    if (
-        passed is False
-        and not unsafe
-        and score is not None
-        and score >= rubric.pass_threshold - 1e-9
-    ):
-        failed = (*failed, "coverage")
-    threshold, reasons = rubric.pass_threshold, dict(reasonings or {})
-    return AssessmentResult(
-        id, passed, score, threshold, scores, given, reasons, failed, unsafe, errors, coverage
-    )
-
-
-def _coverage(rubric: Rubric, given: Mapping[str, str]) -> float:
-    """Share of the weighted criteria that were really assessed."""
-    members = [m for _, names in rubric.categories.values() for m in names]
-    assessed = [
-        given.get(m) in ("YES", "NO") or (given.get(m) == "NA" and m in rubric.na_invalid)
-        for m in members
-    ]
-    return sum(assessed) / len(members) if members else 0.0
-
-
-def _verdict(
-    rubric: Rubric,
-    given: Mapping[str, str],
-    score: float | None,
-    coverage: float,
-    errors: int,
-    unsafe: bool,
-) -> bool | None:
-    if unsafe:
-        return False
-    if errors or score is None:
-        return None
-    safe = all(
-        gate_passed(given.get(g), g not in rubric.na_invalid)
-        for g in rubric.safety_gates
-        if g in given
-    )
-    return safe and score >= rubric.pass_threshold - 1e-9 and coverage >= rubric.coverage_floor
+    weighted = [m for members in rubric.categories.values() for m in members]
+    assessed = [m for m in weighted if given.get(m) in ("YES", "NO") or m in failed]
+    coverage = len(assessed) / len(weighted) if weighted else 0.0
+    unsafe = any(given[gate] == "NO" for gate in gates)
+    passed: bool | None = None if errors or score is None else False
+    if passed is False and score is not None and score >= rubric.pass_threshold - 1e-9:
+        safe = all(gate_passed(given[gate], gate not in rubric.na_invalid) for gate in gates)
+        passed = safe and coverage >= rubric.coverage_floor
+        failed += ["coverage"] if coverage < rubric.coverage_floor else []
+    told = (dict(reasonings or {}), tuple(failed), unsafe, errors, coverage)
+    passed, score = False if unsafe else passed, None if errors else score
+    return AssessmentResult(id, passed, score, rubric.pass_threshold, scores, given, *told)
 
 
 def combine_verdicts(
     rubric: Rubric, verdicts: Mapping[str, AssessmentResult | None], rule: str = "auto"
 ) -> AssessmentResult:
     """One verdict from several judges. Any NO on a safety gate rejects; else a missing judge or an
-    ERROR leaves it unscored; else `strictest` takes the lowest score, `majority` votes per criterion."""
+    ERROR leaves it unscored; else `strictest` takes the lowest score, `majority` counts votes."""
     if rule not in ("auto", "strictest", "majority"):
-        raise FinetuneError(_unknown("rule", rule, ("auto", "strictest", "majority")))
-    given = [verdicts[judge] for judge in sorted(verdicts)]
-    there = [verdict for verdict in given if verdict is not None]
-    unsafe = [verdict for verdict in there if verdict.safety_gate_failed]
-    if unsafe:
-        return _lowest(unsafe)
-    if not there or len(there) < len(given) or any(verdict.passed is None for verdict in there):
-        return _unscored(rubric, there, missing=len(given) - len(there))
-    majority = rule == "majority" or (rule == "auto" and len(there) >= 3)
-    return _by_majority(rubric, there) if majority else _lowest(there)
-
-
-def _lowest(verdicts: Sequence[AssessmentResult]) -> AssessmentResult:
-    """The strictest: not passed before passed, then the lower score; equal ones in the judges' order."""
+        raise FinetuneError(unknown("rule", rule, ("auto", "strictest", "majority")))
+    there = [verdict for _, verdict in sorted(verdicts.items()) if verdict is not None]
+    missing, unsafe = len(verdicts) - len(there), [v for v in there if v.safety_gate_failed]
+    errors = missing + sum(verdict.error_count for verdict in there)
+    if not unsafe and (not there or errors or any(verdict.passed is None for verdict in there)):
+        base = there[0] if there else score_answers(rubric, {})
+        return replace(base, passed=None, score=None, error_count=max(1, errors))
+    if not unsafe and (rule == "majority" or (rule == "auto" and len(there) >= 3)):
+        return _by_majority(rubric, there)
     return min(
-        verdicts, key=lambda v: (v.passed is not False, v.score if v.score is not None else -1.0)
+        unsafe or there, key=lambda v: (v.passed is not False, -1 if v.score is None else v.score)
     )
 
 
-def _unscored(rubric: Rubric, there: Sequence[AssessmentResult], missing: int) -> AssessmentResult:
-    base = there[0] if there else score_answers(rubric, {})
-    errors = max(1, missing + sum(verdict.error_count for verdict in there))
-    return replace(base, passed=None, score=None, error_count=errors)
-
-
 def _by_majority(rubric: Rubric, verdicts: Sequence[AssessmentResult]) -> AssessmentResult:
-    """Each criterion by more than half of the judges; without such a majority it is a NO."""
-    votes: dict[str, str] = {}
-    for criterion in sorted({c for verdict in verdicts for c in verdict.answers}):
-        counts = Counter(verdict.answers.get(criterion, "NA") for verdict in verdicts)
-        answer, times = counts.most_common(1)[0]
-        votes[criterion] = answer if 2 * times > len(verdicts) else "NO"
-    asked = replace(rubric, criteria={c: rubric.criteria[c] for c in votes if c in rubric.criteria})
-    return score_answers(asked, votes, _reasons(votes, verdicts), verdicts[0].id)
-
-
-def _reasons(votes: Mapping[str, str], verdicts: Sequence[AssessmentResult]) -> dict[str, str]:
-    """For each criterion, the words of a judge who gave the winning answer."""
-    return {
-        criterion: next(
-            (
-                v.reasonings.get(criterion, "")
-                for v in verdicts
-                if v.answers.get(criterion) == answer
-            ),
-            "",
-        )
-        for criterion, answer in votes.items()
+    """Each criterion by more than half of the judges, else a NO; with a winner's reason."""
+    votes, reasons = {}, {}
+    asked = {
+        name: c for name, c in rubric.criteria.items() if any(name in v.answers for v in verdicts)
     }
+    for name in asked:
+        given = Counter(verdict.answers.get(name, "NA") for verdict in verdicts)
+        answer, times = given.most_common(1)[0]
+        votes[name] = answer if 2 * times > len(verdicts) else "NO"
+        said = (v.reasonings.get(name, "") for v in verdicts if v.answers.get(name) == votes[name])
+        reasons[name] = next(said, "")
+    return score_answers(replace(rubric, criteria=asked), votes, reasons, verdicts[0].id)
 
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════
-# 7  Project
-# ════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 7 Project ═════════════════════════════════════════════════════════════════════════════════════
 
 MAX_YAML = 5_000_000  # bytes
 PEOPLE_GATES = frozenset({"baseline", "pilot", "confirm", "evaluation", "ship"})
@@ -3045,8 +2382,7 @@ PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
 def find_project(start: str | Path | None = None) -> Path | None:
     """The nearest folder from here upwards that is a project, or None."""
-    here = Path(start or Path.cwd()).resolve()
-    marks = (".finetune", "config/project.yaml")
+    here, marks = Path(start or Path.cwd()).resolve(), (".finetune", "config/project.yaml")
     return next(
         (p for p in (here, *here.parents) if any((p / mark).exists() for mark in marks)), None
     )
@@ -3054,54 +2390,31 @@ def find_project(start: str | Path | None = None) -> Path | None:
 
 def project_root(start: str | Path | None = None) -> Path:
     """The project that this folder belongs to."""
-    found = find_project(start)
+    found, where = find_project(start), Path(start or Path.cwd()).resolve()
     if found is None:
-        where = Path(start or Path.cwd()).resolve()
         raise FinetuneError(
-            f"{where}: not inside a project (no .finetune folder and no config/project.yaml)"
+            f"{where}: no project here (no .finetune folder, no config/project.yaml)"
         )
     return found
 
 
 def canonical_hash(value: Any) -> str:
     """The same hash for equal data, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class HashCache:
-    """Hashes of files, remembered by path, size, time and inode; kept in a file when given one."""
-
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.path = Path(path) if path else None
-        self.known: dict[str, list[Any]] = {}
-        if self.path and self.path.is_file():
-            with contextlib.suppress(ValueError):  # a damaged cache is only a slow one
-                self.known = dict(json.loads(self.path.read_bytes()))
-
-    def hash(self, path: str | Path) -> str:
-        """sha256 of a file, from memory while size, time and inode are the same."""
-        full = os.path.abspath(path)
-        stat = os.stat(full)
-        mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        if self.known.get(full, [])[:3] != mark:
-            with open(full, "rb") as handle:
-                self.known[full] = [*mark, hashlib.file_digest(handle, "sha256").hexdigest()]
-        return str(self.known[full][3])
-
-    def save(self) -> None:
-        if self.path:
-            atomic_write(self.path, json.dumps(self.known))
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file; read again only when its size, time or inode has changed."""
+    full = os.path.abspath(path)
+    stat = os.stat(full)
+    return _hash_of_state(full, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-@functools.lru_cache(maxsize=1)
-def _shared_hashes() -> HashCache:
-    return HashCache()
-
-
-def file_hash(path: str | Path, cache: HashCache | None = None) -> str:
-    """sha256 of a file's bytes; unchanged files are not read twice."""
-    return (cache or _shared_hashes()).hash(path)
+@functools.lru_cache(maxsize=4096)
+def _hash_of_state(path: str, size: int, time_ns: int, inode: int) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def atomic_write(path: str | Path, data: str | bytes, mode: int = 0o600) -> None:
@@ -3109,21 +2422,22 @@ def atomic_write(path: str | Path, data: str | bytes, mode: int = 0o600) -> None
     path = Path(path)
     if path.is_symlink():
         raise DiskStop(f"{path}: is a symbolic link; it is not written through")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".partial")
+    partial = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
         with open(fd, "wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             handle.flush()
-            os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
+            os.fchmod(fd, mode)
+            os.fsync(fd)
         os.replace(partial, path)
     except BaseException as exc:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         if isinstance(exc, OSError):
             raise DiskStop(
-                f"{path}: {exc.strerror}. The old file is unchanged; make room and run again."
+                f"{path}: {exc.strerror}. Nothing was changed; mend that, run again."
             ) from None
         raise
     sync_folder(path.parent)
@@ -3131,134 +2445,91 @@ def atomic_write(path: str | Path, data: str | bytes, mode: int = 0o600) -> None
 
 def fill_prompt(template: str, values: Mapping[str, object]) -> str:
     """Replace each {{name}} in one pass: what a value contains is never looked at again."""
-    names = set(PLACEHOLDER.findall(template))
-    if names != set(values):
-        missing, unused = sorted(names - set(values)), sorted(set(values) - names)
-        raise FinetuneError(
-            f"prompt: placeholders without a value: {missing}; values without a placeholder: {unused}"
-        )
+    wanted = set(PLACEHOLDER.findall(template))
+    if wanted != set(values):
+        missing, unused = sorted(wanted - set(values)), sorted(set(values) - wanted)
+        raise FinetuneError(f"prompt: no value for {missing}, no placeholder for {unused}")
     return PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
 
 
-def check_id(text: object) -> str:
-    """An id that is safe as a file name: letters, digits, `._-`, at most 120."""
-    if isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}", text):
-        return text
-    raise FinetuneError(
-        f"{str(text)[:60]!r} is no id: letters, digits, . _ - only, at most 120, no dot first"
-    )
-
-
 def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """Data of a YAML file and the line of each of its keys; no tags, no aliases, no duplicates."""
+    """Data of a YAML file and the line of each of its keys; no tags, no aliases, no double keys."""
     import yaml
 
     try:
         raw = Path(path).read_bytes()
         if len(raw) > MAX_YAML:
             raise FinetuneError(f"{path}: is larger than {MAX_YAML} bytes")
-        text = raw.decode("utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node() if not _has_alias(text) else None
-            lines: dict[tuple[Any, ...], int] = {}
-            if node is None and text.strip():
-                raise FinetuneError(
-                    f"{path}: uses YAML aliases (&name, *name); write the values out"
-                )
-            _note_lines(node, (), lines, str(path))
-            return (loader.construct_document(node) if node is not None else None), lines
-        finally:
-            loader.dispose()
-    except FileNotFoundError:
-        raise FinetuneError(f"{path}: is missing") from None
-    except UnicodeDecodeError as exc:
-        raise FinetuneError(f"{path}: is not UTF-8 (byte {exc.start}); save it as UTF-8") from None
+        text, lines = raw.decode("utf-8-sig"), {(): 1}
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                where = f"{path}:{token.start_mark.line + 1}"
+                raise FinetuneError(f"{where}: YAML aliases are not used here; write the value out")
+        _note_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines, str(path))
+        return yaml.safe_load(text), lines
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else f"is not UTF-8 at byte {exc.start}"
+        raise FinetuneError(f"{path}: {why}") from None
     except RecursionError:
         raise FinetuneError(f"{path}: is nested too deep") from None
     except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
+        mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise FinetuneError(
-            f"{path}{line}: not valid YAML: {getattr(exc, 'problem', None) or exc}"
-        ) from None
-
-
-def _has_alias(text: str) -> bool:
-    import yaml
-
-    return any(
-        isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)
-    )
+        raise FinetuneError(f"{path}{line}: not valid YAML: {problem or exc}") from None
 
 
 def _note_lines(
     node: Any, at: tuple[Any, ...], lines: dict[tuple[Any, ...], int], path: str
 ) -> None:
     """Remember the line of each key and item; a key that stands twice is an error."""
-    if node is None:
-        return
-    lines.setdefault(at, node.start_mark.line + 1)
-    if node.id == "mapping":
+    if getattr(node, "id", "") == "mapping":
         for key, value in node.value:
             place, line = (*at, key.value), key.start_mark.line + 1
             if place in lines:
                 raise FinetuneError(f"{path}:{line} {'.'.join(map(str, place))}: stands twice")
             lines[place] = line
             _note_lines(value, place, lines, path)
-    elif node.id == "sequence":
+    elif getattr(node, "id", "") == "sequence":
         for number, value in enumerate(node.value):
+            lines[(*at, number)] = value.start_mark.line + 1
             _note_lines(value, (*at, number), lines, path)
 
 
-def selector_hash(root: Path, selector: str, cache: HashCache | None = None) -> str | None:
-    """Hash of what a selector names: a file, or a parsed value such as `project.yaml#/roles/judges`.
-    Comments and order do not count in the second form. None when it is not there."""
+def selector_hash(root: Path, selector: str) -> str | None:
+    """Hash of what a selector names: a file, or a parsed value (`project.yaml#/roles/judges`),
+    where comments and order do not count. None when it is not there."""
     name, _, pointer = selector.partition("#")
     path = next((p for p in (root / name, root / "config" / name) if p.is_file()), None)
-    if path is None:
-        return None
-    if not pointer:
-        return file_hash(path, cache)
-    value, _ = (
-        load_yaml(path) if path.suffix in (".yaml", ".yml") else (json.loads(path.read_bytes()), {})
-    )
-    for part in [p for p in pointer.split("/") if p]:
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict) and part in value:
-            value = value[part]
-        else:
+    if path is None or not pointer:
+        return file_hash(path) if path else None
+    yaml_file = path.suffix in (".yaml", ".yml")
+    value = load_yaml(path)[0] if yaml_file else json.loads(path.read_bytes())
+    for part in [part for part in pointer.split("/") if part]:
+        try:
+            value = value[int(part) if isinstance(value, list) else part]
+        except (KeyError, IndexError, TypeError, ValueError):
             return None
     return canonical_hash(value)
 
 
 def require_gate(name: str, root: str | Path | None = None) -> None:
     """Return when the gate is passed and what it looked at is unchanged; else say what to run."""
-    home = Path(root) if root else find_project()
+    home, person = Path(root) if root else find_project(), name in PEOPLE_GATES
     if home is None or not (home / ".finetune").exists():
-        print(f"gate {name}: this is no finetune project, so gates are off", file=sys.stderr)
+        print(f"gate {name}: there is no .finetune folder here, so gates are off", file=sys.stderr)
         return
-    todo = f"Run: finetune gate {name}"
-    rows = [
-        row for row in iter_records(home / ".finetune" / "ledger.jsonl") if row.get("gate") == name
-    ]
-    if not rows:
-        raise FinetuneError(
-            f"gate {name}: has not been run (no line in .finetune/ledger.jsonl). {todo}"
-        )
-    last = rows[-1]
-    wanted = ("approved", "waived") if name in PEOPLE_GATES else ("passed", "approved", "waived")
-    if last.get("result") not in wanted:
-        person = f", and a person: finetune approve {name}" if name in PEOPLE_GATES else ""
-        raise FinetuneError(f"gate {name}: is {last.get('result')}, not passed. {todo}{person}")
-    looked_at = last.get("looked_at")
-    if not isinstance(looked_at, dict) or not looked_at:
-        raise FinetuneError(
-            f"gate {name}: its ledger line names nothing that was looked at. {todo}"
-        )
-    stale = [s for s, seen in looked_at.items() if selector_hash(home, s) != seen]
-    if stale:
-        raise FinetuneError(
-            f"gate {name}: is stale, because these changed since: {', '.join(stale)}. {todo}"
-        )
+    rows = [r for r in iter_records(home / ".finetune" / "ledger.jsonl") if r.get("gate") == name]
+    last = rows[-1] if rows else {"result": "not in the ledger"}
+    seen_then = last.get("looked_at")
+    looked_at: dict[str, Any] = seen_then if isinstance(seen_then, dict) else {}
+    stale = [each for each, seen in looked_at.items() if selector_hash(home, each) != seen]
+    why = f"changed since: {', '.join(stale)}" if stale else ""
+    if last["result"] not in (
+        {"approved", "waived"} if person else {"passed", "approved", "waived"}
+    ):
+        why = str(last["result"])
+    elif not looked_at:
+        why = "its ledger line names nothing that was looked at"
+    if why:
+        by_hand = f", then a person: finetune approve {name}" if person else ""
+        raise FinetuneError(f"gate {name}: not passed ({why}). Run: finetune gate {name}{by_hand}")
