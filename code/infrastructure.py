@@ -24,6 +24,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import os
@@ -1568,7 +1569,7 @@ class Appender:
         self.append_bytes(encode_line(record))
 
     def append_bytes(self, data: bytes) -> int:
-        """Append whole lines in one write; gives their offset. An error leaves the file as it was."""
+        """Append whole lines in one write; gives their offset. An error leaves the file as is."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             self._check_place()
@@ -1592,7 +1593,7 @@ class Appender:
         except OSError as exc:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, start)
-            said = f"{self.path}: {exc.strerror}; {len(data)} bytes needed, none left behind"
+            said = f"{self.path}: {exc.strerror}; {len(data)} bytes needed, none kept"
             raise DiskStop(f"{said}. Make room, then run again: it goes on from here.") from None
 
     def _check_place(self) -> None:
@@ -1855,8 +1856,8 @@ class TokenCount(int):
     upper: int
 
     def __new__(cls, count: int, method: str, exactness: str, upper: int) -> Self:
-        self = super().__new__(cls, count)
-        self.method, self.exactness, self.upper = method, exactness, max(count, upper)
+        self = int.__new__(cls, count)
+        self.method, self.exactness, self.upper = method, exactness, upper
         return self
 
 
@@ -1896,34 +1897,39 @@ def count_prefixes(
     exchanges: Sequence[Any], system_prompt: str | None, target: str | Path | None = None
 ) -> list[TokenCount]:
     """Tokens of the first 1, 2, ... exchanges; each message is encoded once."""
-    tokenizer, messages = tokenizer_for(target), _as_messages("", system_prompt)[:-1]
-    texts, added, extra = [""], [m["content"] for m in messages], MESSAGE_TOKENS * len(messages) + 3
-    total, upper, counts = 0, 0, []
-    for user, assistant in map(pair_of, exchanges):
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        if tokenizer.render is not None:
-            texts.append(tokenizer.render(messages))
-            if not texts[-1].startswith(texts[-2]):  # the template rewrites earlier turns
-                return _whole_prefixes(tokenizer, system_prompt, exchanges)
-            added, extra = [texts[-1][len(texts[-2]) :]], 0
-        else:
-            added, extra = [*added, user, assistant], extra + 2 * MESSAGE_TOKENS
-        more = tokenizer.total(added, extra)
-        total, upper, added, extra = total + more, upper + more.upper, [], 0
-        counts.append(TokenCount(total, tokenizer.method, tokenizer.exactness, upper))
-    whole = tokenizer.render is None or total == tokenizer.measure(texts[-1])[0]
-    return counts if whole else _whole_prefixes(tokenizer, system_prompt, exchanges)
-
-
-def _whole_prefixes(
-    tokenizer: Tokenizer, system_prompt: str | None, exchanges: Sequence[Any]
-) -> list[TokenCount]:
-    """Each prefix rendered and encoded as a whole: right for every template, and slow."""
-    messages, counts = _as_messages("", system_prompt)[:-1], []
-    for user, assistant in map(pair_of, exchanges):
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        counts.append(tokenizer.total([tokenizer.render(messages)] if tokenizer.render else []))
+    tokenizer, pairs = tokenizer_for(target), [pair_of(exchange) for exchange in exchanges]
+    messages = _as_messages("", system_prompt)[:-1]
+    if tokenizer.render is not None:
+        return _rendered_prefixes(tokenizer, messages, pairs)
+    start, measure = count_messages_tokens(messages, target), tokenizer.measure
+    method, exactness = tokenizer.method, tokenizer.exactness
+    total, upper, counts = int(start), start.upper, []
+    slack = 2 * MESSAGE_TOKENS * (1 if tokenizer.exactness == "exact" else 2)
+    for user, assistant in pairs:
+        (asked, most_asked), (said, most_said) = measure(user), measure(assistant)
+        total += asked + said + 2 * MESSAGE_TOKENS
+        upper += most_asked + most_said + slack
+        counts.append(TokenCount(total, method, exactness, upper))
     return counts
+
+
+def _rendered_prefixes(
+    tokenizer: Tokenizer, messages: list[Message], pairs: Sequence[tuple[str, str]]
+) -> list[TokenCount]:
+    """Encode what each exchange adds to the rendered text, and check the sum against the whole. A
+    template that rewrites earlier turns is counted prefix by prefix: right, and slow."""
+    texts, render, measure = [""], tokenizer.render, tokenizer.measure
+    assert render is not None  # noqa: S101 - for the type checker
+    for user, assistant in pairs:
+        turns = {"role": "user", "content": user}, {"role": "assistant", "content": assistant}
+        messages = [*messages, *turns]
+        texts.append(render(messages))
+    steps = list(itertools.pairwise(texts))
+    added = [measure(text[len(last) :])[0] if text.startswith(last) else -1 for last, text in steps]
+    sums = list(itertools.accumulate(added))
+    if -1 in added or (sums and sums[-1] != measure(texts[-1])[0]):
+        sums = [measure(text)[0] for text in texts[1:]]
+    return [TokenCount(total, tokenizer.method, tokenizer.exactness, total) for total in sums]
 
 
 def find_max_exchanges_under_limit(
@@ -1936,8 +1942,10 @@ def find_max_exchanges_under_limit(
 
 def pair_of(exchange: Any) -> tuple[str, str]:
     """User and assistant text of an exchange, given as a mapping or as a pair."""
-    named = isinstance(exchange, Mapping)
-    user, assistant = (exchange.get("user"), exchange.get("assistant")) if named else exchange
+    if isinstance(exchange, tuple | list):
+        user, assistant = exchange
+    else:
+        user, assistant = exchange.get("user"), exchange.get("assistant")
     return user or "", assistant or ""
 
 
@@ -1952,10 +1960,14 @@ def tokenizer_for(target: str | Path | None = None) -> Tokenizer:
     if encoding is None:
         return Tokenizer("estimate", "estimate", estimate_tokens)
 
+    encode = encoding.encode_ordinary
+
     def measure(text: str) -> tuple[int, int]:
-        count = len(encoding.encode_ordinary(text))
+        count = len(encode(text))
+        if own:
+            return count, count
         other = math.ceil(count * (1.3 if text.isascii() else 2.0))  # start values for a relative
-        return count, count if own else min(len(text.encode()), other)
+        return count, min(len(text.encode()), other)
 
     return Tokenizer(f"tiktoken:{encoding.name}", "exact" if own else "same-family", measure)
 
@@ -2184,7 +2196,7 @@ def _wrong_in_rubric(data: Mapping[str, Any]) -> Mistakes:
     for name, category in categories.items():
         yield from _wrong_in_category(("categories", name), category, known, seen)
     weights = [c.get("weight") for c in categories.values() if isinstance(c, dict)]
-    total = math.fsum(weight for weight in weights if _share(weight))
+    total = math.fsum(float(weight or 0) for weight in weights if _share(weight))
     if categories and abs(total - 1) > 1e-6:
         yield ("categories",), f"the weights sum to {total:.6g}, not to 1"
     yield from _wrong_gates(_names(data.get("safety_gates")), seen, known)
