@@ -38,6 +38,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 import zlib
 from collections import Counter, deque
 from collections.abc import (
@@ -226,7 +227,7 @@ class Options:
     parameters: Mapping[str, Any] = field(
         default_factory=dict
     )  # sampling, reasoning: sent as they are
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     key_variable: str = ""
     base_url: str = ""
     label: str = ""  # names the endpoint in journal keys, where a port or host would be chance
@@ -510,11 +511,12 @@ class LLMBackend:
         self.key_variable = options.key_variable or self.key_variable
         self._api_key = (options.api_key or os.environ.get(self.key_variable, "")).strip()
         known_keys = (os.environ.get(name, "").strip() for name in KEYS)
-        self._secrets = tuple({self._api_key, *known_keys} - {""})
+        self._secrets = [key for key in {self._api_key, *known_keys} if len(key) >= 8]
         self.totals = Totals()
         self._live_state: _Live | None = None
         self._stopped: StopRun | None = None
-        self._answered_at, self._unanswered = options.clock(), 0
+        self._limited_since: float | None = None
+        self._unanswered = 0
         self.free = self.free or (options.price is None and is_loopback(self.base_url))
         if options.price is not None and not {"input", "output"} <= set(options.price):
             raise FinetuneError(
@@ -621,10 +623,12 @@ class LLMBackend:
 
     async def _attempt(self, call: Call, live: _Live, tally: _Tally) -> dict[str, Any]:
         """One request within its slot, its pace, its budget and its deadline."""
+        asked = self.o.clock()
         await live.pacer.turn()
         if self._stopped is not None:
             raise self._stopped
         worst = await self._reserve(call)
+        tally.excused += self.o.clock() - asked  # waiting for a turn is nobody's fault
         charged = worst  # until we know better: a cancelled call may have been paid
         try:
             async with asyncio.timeout(min(self.o.attempt_timeout, max(0.01, tally.left()))):
@@ -643,13 +647,24 @@ class LLMBackend:
     def _fault(self, exc: Exception, live: _Live) -> Fault:
         """Translate and act on what one attempt raised; a bug goes on as it is."""
         fault = fault_of(exc)
+        if (
+            fault is None
+            and type(exc).__name__ in ("TypeError", "ValidationError")
+            and self.o.parameters
+        ):
+            said = (
+                f"the SDK refuses the request; check `parameters` {dict(self.o.parameters)}: {exc}"
+            )
+            raise self._stop(" ".join(self.redact(said).split())[:600]) from None
         if fault is None:
             raise exc
         kind, words, wait = fault.kind, self.redact(str(fault)), fault.wait
         if kind == "rate_limit":
             self.totals.limited += 1
             live.pacer.limited()
-            silent = self.o.clock() - self._answered_at
+            now = self.o.clock()
+            self._limited_since = now if self._limited_since is None else self._limited_since
+            silent = now - self._limited_since
             if (wait or 0) > self.o.max_wait:
                 kind, words = (
                     "spent",
@@ -684,7 +699,7 @@ class LLMBackend:
         stop = next((kind for kind, words in STOP_WORDS.items() if word in words.split()), word)
         if not text.strip() and stop not in ANSWERED:
             raise Fault("empty", f"the reply is blank (stop reason: {word or 'none'})")
-        self._answered_at, self._unanswered = self.o.clock(), 0
+        self._limited_since, self._unanswered = None, 0
         failure = "too_long" if len(text) > MAX_REPLY else stop if stop in ANSWERED else None
         notes = list(reply.notes)
         if not (reply.model.startswith(self.model) or self.model.endswith(reply.model)):
@@ -1382,8 +1397,11 @@ async def _work_on(item: Item, work: Callable[[Item], Awaitable[Result]], report
         report.stopped = report.stopped or stop
         report.pending.append(item)
     except asyncio.CancelledError:
-        report.pending.append(item)
-        raise
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            report.pending.append(item)
+            raise
+        report.failed.append((item, FinetuneError("the work on this item cancelled itself")))
     except Exception as exc:  # noqa: BLE001 - kept in the report, counted and shown
         report.failed.append((item, exc))
 
@@ -1403,6 +1421,9 @@ def _signals(report: Any, places: Sequence[asyncio.Future[None]], drain: float) 
 
     main = threading.current_thread() is threading.main_thread()
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
+    wanted = [
+        number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # nohup
     before = {number: signal.signal(number, received) for number in wanted}
     try:
         yield
@@ -1690,7 +1711,7 @@ class Journal:
         self._file = Appender(self.path)
         self._kept: dict[str, tuple[int, int]] = {}  # key: where its result stands
         self._intents: dict[str, float | None] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.paid, self.unknown_costs = 0.0, 0
         self._queue: list[tuple[bytes, dict[str, Any], asyncio.Future[None]]] = []
         self._wake, self._closed = threading.Condition(), False
@@ -1741,20 +1762,15 @@ class Journal:
         self, about: Mapping[str, Any], send: Callable[[], Awaitable[dict[str, Any]]]
     ) -> tuple[dict[str, Any], bool]:
         """The kept record of this call (True), or what `send` gives, kept before it is returned."""
-        key = about["key"]
-        turn = self._turns.setdefault(key, asyncio.Lock())
-        try:
-            async with turn:  # two equal calls at once: the second waits for the first one's answer
-                kept = self.replay(key)
-                if kept is not None:
-                    return kept, True
-                await self._write({"schema": SCHEMA, "type": "intent", **about})
-                record = await send()
-                await self._write({"schema": SCHEMA, "type": "result", **about, "record": record})
-                return record, False
-        finally:
-            if not turn.locked():
-                self._turns.pop(key, None)
+        turn = self._turns.setdefault(about["key"], asyncio.Lock())
+        async with turn:  # two equal calls at once: the second waits for the first one's answer
+            kept = self.replay(about["key"])
+            if kept is not None:
+                return kept, True
+            await self._write({"schema": SCHEMA, "type": "intent", **about})
+            record = await send()
+            await self._write({"schema": SCHEMA, "type": "result", **about, "record": record})
+            return record, False
 
     async def _write(self, record: dict[str, Any]) -> None:
         """Hand a line to the writer and wait until it is on the disk."""

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 REASONS = CACHE / "slow-parts"
 WHEELS = CACHE / "wheels"
-VOCABULARY = "o200k_base"
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 LLAMA_CPP = "llama-cpp-python==0.3.36"
@@ -54,9 +53,10 @@ def vocabulary_at_hand() -> bool:
 
 
 PATH = os.environ.get("PATH", os.defpath)
-FETCH_VOCABULARY = f"import tiktoken; tiktoken.get_encoding({VOCABULARY!r})"
 WHEEL = ["wheel", "--no-deps", "--find-links", str(WHEELS), "--wheel-dir", str(WHEELS), LLAMA_CPP]
 TORCH = ["install", "--quiet", "-c", "constraints-cpu.txt", "torch", "transformers>=5,<6"]
+CONVERT = [sys.executable, "tests/tiktoken_vocabulary.py"]
+VOCABULARY = [str(CACHE / "npm/node_modules/tiktoken"), str(CACHE / "tiktoken")]
 NPM = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(CACHE / "npm")]
 
 PARTS = {
@@ -67,7 +67,7 @@ PARTS = {
     ),
     "transformers": Part(module("torch", "transformers"), [[*PIP, *TORCH]], minutes=12),
     "claude": Part(claude_runs, [[*NPM, "@anthropic-ai/claude-code"]], minutes=5),
-    "tiktoken": Part(vocabulary_at_hand, [[sys.executable, "-c", FETCH_VOCABULARY]], minutes=1),
+    "tiktoken": Part(vocabulary_at_hand, [[*NPM, "tiktoken"], [*CONVERT, *VOCABULARY]], minutes=5),
 }
 
 
