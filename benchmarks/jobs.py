@@ -28,6 +28,7 @@ Figures = dict[str, Any]
 Message = dict[str, str]
 
 SYSTEM = "You answer in a few plain sentences and ask one question back."
+SYSTEM_WORDS = 300  # of the system prompt where prefixes are counted
 MAX_TOKENS = 64
 SLOTS = 64
 WARM_UP = 128
@@ -312,12 +313,14 @@ def run_prefixes(spec: Spec) -> Figures:
     """Counts of every prefix: in one pass, and by counting each prefix from its start."""
     import infrastructure as kernel
 
-    exchanges = make_exchanges(spec["exchanges"])
+    rng = random.Random("exchanges")
+    system = words(rng, SYSTEM_WORDS)
+    exchanges = [(words(rng, 40), words(rng, 50)) for _ in range(spec["exchanges"])]
     with tempfile.TemporaryDirectory() as folder:
         target = TARGETS[spec["target"]](Path(folder))
-        kernel.count_tokens("warm", target)
-        together, counts = timed(lambda: kernel.count_prefixes(exchanges, SYSTEM, target), 20)
-        one_by_one, naive = timed(lambda: recount(kernel, exchanges, target), 2)
+        system_tokens = int(kernel.count_tokens(system, target))  # loads the tokenizer, too
+        together, counts = timed(lambda: kernel.count_prefixes(exchanges, system, target), 20)
+        one_by_one, naive = timed(lambda: recount(kernel, system, exchanges, target), 2)
     return {
         "cpu_s": together,
         "naive_cpu_s": one_by_one,
@@ -325,16 +328,24 @@ def run_prefixes(spec: Spec) -> Figures:
         "equal": list(map(int, counts)) == list(map(int, naive)) and int(counts[-1]) > 1000,
         "method": counts[-1].method,
         "tokens": int(counts[-1]),
+        "system_tokens": system_tokens,
     }
 
 
-def recount(kernel: Any, exchanges: list[tuple[str, str]], target: str) -> list[int]:
+def recount(kernel: Any, system: str, exchanges: list[tuple[str, str]], target: str) -> list[int]:
     """What a loop over prefixes does; `count_messages_tokens` keeps no counts from call to call."""
-    messages, counts = [{"role": "system", "content": SYSTEM}], []
+    return [
+        kernel.count_messages_tokens(as_messages(system, exchanges[:end]), target)
+        for end in range(1, len(exchanges) + 1)
+    ]
+
+
+def as_messages(system: str, exchanges: list[tuple[str, str]]) -> list[Message]:
+    messages = [{"role": "system", "content": system}]
     for user, assistant in exchanges:
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        counts.append(kernel.count_messages_tokens(messages, target))
-    return counts
+        messages.append({"role": "user", "content": user})
+        messages.append({"role": "assistant", "content": assistant})
+    return messages
 
 
 def timed(job: Callable[[], Any], times: int) -> tuple[float, Any]:
@@ -343,11 +354,6 @@ def timed(job: Callable[[], Any], times: int) -> tuple[float, Any]:
         for _ in range(times):
             result = job()
     return meter.cpu_s / times, result
-
-
-def make_exchanges(number: int) -> list[tuple[str, str]]:
-    rng = random.Random("exchanges")
-    return [(words(rng, 40), words(rng, 50)) for _ in range(number)]
 
 
 def words(rng: random.Random, number: int) -> str:
@@ -428,21 +434,27 @@ TARGETS: dict[str, Callable[[Path], str]] = {
 
 
 def run_appends(spec: Spec) -> Figures:
-    """Rows per CPU second of one way to append, and of reading them back."""
-    with tempfile.TemporaryDirectory(dir=spec.get("folder")) as folder:
+    """Rows per CPU second of one way to append, and of reading the file back."""
+    import infrastructure as kernel
+
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
         rows = [make_row(number) for number in range(spec["items"])]
         with Meter() as meter:
             APPENDS[spec["how"]](path, rows)
-        import infrastructure as kernel
-
         with Meter() as reading:
-            kept = kernel.load_checkpoint_results(path)
+            kept = sum(1 for _ in kernel.iter_records(path))
+        with Meter() as parsing, path.open("rb") as handle:
+            for line in handle:
+                json.loads(line)
+        ids = kernel.load_checkpoint(path)
+    lines = len(rows) * (2 if spec["how"] == "together" else 1)
     return {
-        "rows_per_cpu_s": len(rows) / meter.cpu_s,
-        "reload_per_cpu_s": len(kept) / reading.cpu_s,
+        "rows_per_cpu_s": lines / meter.cpu_s,
+        "reload_per_cpu_s": kept / reading.cpu_s,
+        "reload_over_json": reading.cpu_s / parsing.cpu_s,
         "wall_s": meter.wall_s,
-        "lost": len(rows) - len(kept),
+        "lost": lines - kept + (len(rows) - len(ids)) * (lines == len(rows)),
         "row_bytes": len(json.dumps(rows[-1])),
     }
 
@@ -481,11 +493,38 @@ def append_by_hand(path: Path, rows: list[dict[str, Any]]) -> None:
             os.fsync(out.fileno())
 
 
+def append_together(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Through the journal, 64 callers at once: two lines per call, one sync for all that wait."""
+    (path.parent / "bench_model.py").write_text(ECHO_MODEL, encoding="utf-8")
+    asyncio.run(journal_rows(path, rows))
+
+
+ECHO_MODEL = """\
+def reply(messages, *, schema=None, scope=""):
+    return messages[-1]["content"]
+"""
+
+
+async def journal_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    import infrastructure as kernel
+
+    with kernel.Journal(path) as journal:
+        options = {"root": path.parent, "journal": journal, "concurrency": SLOTS}
+        async with kernel.get_backend("python", model="bench_model:reply", **options) as backend:
+
+            async def keep(number: int) -> None:
+                await backend.complete(rows[number]["text"], scope=f"bench/{number}")
+
+            if failed := await run_bare(range(len(rows)), keep):
+                raise RuntimeError(f"the journal failed: {failed}")
+
+
 APPENDS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
     "by hand": append_by_hand,
     "opened": append_opened_each_time,
     "kept": append_kept_open,
     "unsynced": append_unsynced,
+    "together": append_together,
 }
 
 

@@ -103,22 +103,13 @@ def test_google_reads_text_usage_model_and_stop_reason() -> None:
 
 # The type each SDK raises; a tuple stands for openai, anthropic, google.
 RAISED: dict[str, tuple[Reply, str | tuple[str, str, str]]] = {
-    "rate limit": (
-        fakes.rate_limited("1"),
-        ("RateLimitError", "RateLimitError", "ClientError"),
-    ),
+    "rate limit": (fakes.rate_limited("1"), ("RateLimitError", "RateLimitError", "ClientError")),
     "quota": (
         fakes.insufficient_quota(),
         ("RateLimitError", "EnforcedSpendLimitReachedError", "ClientError"),
     ),
-    "overloaded": (
-        fakes.overloaded(),
-        ("InternalServerError", "OverloadedError", "ServerError"),
-    ),
-    "500": (
-        fakes.server_error(500),
-        ("InternalServerError", "InternalServerError", "ServerError"),
-    ),
+    "overloaded": (fakes.overloaded(), ("InternalServerError", "OverloadedError", "ServerError")),
+    "500": (fakes.server_error(500), ("InternalServerError", "InternalServerError", "ServerError")),
     "wrong key": (
         fakes.unauthorized(),
         ("AuthenticationError", "AuthenticationError", "ClientError"),
@@ -127,14 +118,8 @@ RAISED: dict[str, tuple[Reply, str | tuple[str, str, str]]] = {
         fakes.forbidden(),
         ("PermissionDeniedError", "PermissionDeniedError", "ClientError"),
     ),
-    "unknown model": (
-        fakes.unknown_model(),
-        ("NotFoundError", "NotFoundError", "ClientError"),
-    ),
-    "too long": (
-        fakes.context_too_long(),
-        ("BadRequestError", "BadRequestError", "ClientError"),
-    ),
+    "unknown model": (fakes.unknown_model(), ("NotFoundError", "NotFoundError", "ClientError")),
+    "too long": (fakes.context_too_long(), ("BadRequestError", "BadRequestError", "ClientError")),
     "torn JSON": (fakes.truncated_json(), "JSONDecodeError"),
     "dropped": (
         fakes.dropped(),
