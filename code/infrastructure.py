@@ -110,6 +110,7 @@ STOPS = {  # what ends the run, and what to do about it
     "denied": "check the key in {key} and its rights",
     "spent": "the account is out of quota or budget; top up or wait, then run again",
     "unknown_model": "check the model's name and the base URL",
+    "bad_parameters": "the SDK refuses what `parameters` says; mend it",
 }
 # Answered and paid for: asking the same again would only be paid again, so these are replayed.
 ANSWERED = {
@@ -647,35 +648,30 @@ class LLMBackend:
     def _fault(self, exc: Exception, live: _Live) -> Fault:
         """Translate and act on what one attempt raised; a bug goes on as it is."""
         fault = fault_of(exc)
-        if (
-            fault is None
-            and type(exc).__name__ in ("TypeError", "ValidationError")
-            and self.o.parameters
-        ):
-            said = (
-                f"the SDK refuses the request; check `parameters` {dict(self.o.parameters)}: {exc}"
-            )
-            raise self._stop(" ".join(self.redact(said).split())[:600]) from None
         if fault is None:
-            raise exc
-        kind, words, wait = fault.kind, self.redact(str(fault)), fault.wait
+            refused = type(exc).__name__ in ("TypeError", "ValidationError") and self.o.parameters
+            if not refused or self.kind == "python":
+                raise exc
+            fault = Fault("bad_parameters", f"{exc}")
+        kind, words = fault.kind, self.redact(" ".join(str(fault).split())[:600])
         if kind == "rate_limit":
-            self.totals.limited += 1
             live.pacer.limited()
-            now = self.o.clock()
-            self._limited_since = now if self._limited_since is None else self._limited_since
-            silent = now - self._limited_since
-            if (wait or 0) > self.o.max_wait:
-                kind, words = (
-                    "spent",
-                    f"{words} (wait {wait:.0f} s; the cap is {self.o.max_wait:.0f})",
-                )
-            elif silent > self.o.patience:
-                kind, words = "spent", f"{words} (nothing but rate limits for {silent:.0f} s)"
+            kind, words = self._limited(words, fault.wait or 0.0)
         if kind in STOPS:
             todo = STOPS[kind].format(key=self.key_variable or "api_key")
             raise self._stop(f"{words}. The run stops: {todo}") from None
-        return Fault(kind, words, wait)
+        return Fault(kind, words, fault.wait)
+
+    def _limited(self, words: str, wait: float) -> tuple[str, str]:
+        """A rate limit, unless it asks for more patience than there is."""
+        now, o = self.o.clock(), self.o
+        self.totals.limited += 1
+        self._limited_since = now if self._limited_since is None else self._limited_since
+        if wait > o.max_wait:
+            return "spent", f"{words} (asks to wait {wait:.0f} s; the cap is {o.max_wait:.0f})"
+        if now - self._limited_since > o.patience:
+            return "spent", f"{words} (nothing but rate limits for {o.patience:.0f} s)"
+        return "rate_limit", words
 
     def _stop(self, said: str) -> StopRun:
         """The one error with which every further call of this backend ends."""
@@ -1420,10 +1416,8 @@ def _signals(report: Any, places: Sequence[asyncio.Future[None]], drain: float) 
         loop.call_soon_threadsafe(*([stop] if again else [loop.call_later, drain, stop]))
 
     main = threading.current_thread() is threading.main_thread()
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
-    wanted = [
-        number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN
-    ]  # nohup
+    wanted = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if main else []
+    wanted = [each for each in wanted if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, received) for number in wanted}
     try:
         yield
