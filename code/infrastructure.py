@@ -252,7 +252,7 @@ class HttpStatus(Exception):
     """A reply of the fast path that is not a 200."""
 
     def __init__(self, status_code: int, text: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"{status_code} {text[:500]}")
+        super().__init__(f"{status_code} {text[:20_000]}")
         self.status_code, self.headers = status_code, headers
 
 
@@ -304,7 +304,7 @@ def _words_of(exc: BaseException) -> str:
         parts.append(f"{type(cause).__name__}: {cause}")
     codes = (getattr(exc, name, None) for name in ("code", "error_code", "type"))
     parts += [code for code in codes if isinstance(code, str) and code not in parts[0]]
-    return " ".join(" ".join(parts).split())[:600]
+    return " ".join(" ".join(parts).split())
 
 
 def retry_after(exc: BaseException, now: Clock = time.time) -> float | None:
@@ -607,19 +607,28 @@ class LLMBackend:
 
     async def _fresh(self, call: Call) -> dict[str, Any]:
         """Ask the provider: the record of its answer or of a typed failure; raises StopRun."""
-        from tenacity import AsyncRetrying, retry_if_exception
-
         live, tally = await self._live(), _Tally(self.o)
-        again = retry_if_exception(tally.again)
-        retry = AsyncRetrying(retry=again, wait=tally.wait, sleep=self.o.sleep, reraise=True)
         async with live.slots:
             tally.started = self.o.clock()
             try:
-                async for attempt in retry:
-                    with attempt:
-                        return await self._attempt(call, live, tally)
+                return await self._attempt(call, live, tally)
             except Fault as fault:
-                return self._unanswered_call(fault)
+                try:
+                    return await self._again(fault, call, live, tally)
+                except Fault as last:
+                    return self._unanswered_call(last)
+
+    async def _again(self, first: Fault, call: Call, live: _Live, tally: _Tally) -> dict[str, Any]:
+        """Retry after a first fault. Only here, because most calls never need the machinery."""
+        from tenacity import AsyncRetrying, retry_if_exception
+
+        again, faults = retry_if_exception(tally.again), [first]
+        retry = AsyncRetrying(retry=again, wait=tally.wait, sleep=self.o.sleep, reraise=True)
+        async for attempt in retry:
+            with attempt:
+                if faults:
+                    raise faults.pop()
+                return await self._attempt(call, live, tally)
         raise AssertionError("unreachable: retrying returns or raises")
 
     async def _attempt(self, call: Call, live: _Live, tally: _Tally) -> dict[str, Any]:
@@ -653,7 +662,7 @@ class LLMBackend:
             if not refused or self.kind == "python":
                 raise exc
             fault = Fault("bad_parameters", f"{exc}")
-        kind, words = fault.kind, self.redact(" ".join(str(fault).split())[:600])
+        kind, words = fault.kind, self.redact(" ".join(str(fault).split()))[:600]
         if kind == "rate_limit":
             live.pacer.limited()
             kind, words = self._limited(words, fault.wait or 0.0)
@@ -990,7 +999,8 @@ class GoogleBackend(LLMBackend):
 
     def _client(self) -> Any:
         sdk, limit = needs("google.genai", "google", self.name), int(self.o.attempt_timeout * 1000)
-        http = sdk.types.HttpOptions(base_url=self.base_url, timeout=limit)
+        once = sdk.types.HttpRetryOptions(attempts=1)  # or it sends again after a lost connection
+        http = sdk.types.HttpOptions(base_url=self.base_url, timeout=limit, retry_options=once)
         return sdk.Client(api_key=self._require_key(), vertexai=False, http_options=http)
 
     async def _close(self, client: Any) -> None:
@@ -1434,8 +1444,10 @@ class _Progress:
         self.started = self.shown = time.monotonic()
 
     def __call__(self, report: RunReport[Any, Any], flying: int, last: bool = False) -> None:
+        if not self.on:
+            return
         now, live = time.monotonic(), sys.stderr is not None and sys.stderr.isatty()
-        if self.on and (last or now - self.shown >= (0.2 if live else 30.0)):
+        if last or now - self.shown >= (0.2 if live else 30.0):
             self.shown = now
             line = progress_line(self.label, report, flying, now - self.started, self.backends)
             line = f"\r\x1b[K{line}" if live else line
@@ -1482,7 +1494,7 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
 def decode_line(line: bytes) -> dict[str, Any]:
     """The record of a line, without its checksum; ValueError says what is wrong with it."""
     line = line.rstrip(b"\r\n")
-    found = CRC.search(line)
+    found = CRC.search(line, max(0, len(line) - 18))
     if found and zlib.crc32(line[: found.start()]) != int(found[1], 16):
         raise ValueError("the checksum does not match")
     try:
