@@ -1477,7 +1477,7 @@ def progress_line(
 # ══ 3 Checkpoints ═════════════════════════════════════════════════════════════════════════════════
 
 MAX_LINE = 64_000_000  # bytes; a longer line is reported and skipped
-CRC = re.compile(rb',?"crc":"([0-9a-f]{8})"\}$')
+CRC = re.compile(rb',?"([^"]{3})":"([0-9a-f]{8})"\}$')
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
@@ -1495,7 +1495,9 @@ def decode_line(line: bytes) -> dict[str, Any]:
     """The record of a line, without its checksum; ValueError says what is wrong with it."""
     line = line.rstrip(b"\r\n")
     found = CRC.search(line, max(0, len(line) - 18))
-    if found and zlib.crc32(line[: found.start()]) != int(found[1], 16):
+    if found and zlib.crc32(line[: found.start()]) == int(found[2], 16):
+        line = line[: found.start()] + b"}"
+    elif found and found[1] == b"crc":
         raise ValueError("the checksum does not match")
     try:
         record = json.loads(line)
@@ -1525,8 +1527,10 @@ class ReadReport:
             print(line, file=sys.stderr)
 
 
-def read_lines(handle: IO[bytes], report: ReadReport) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Offset, length and record of each good line; memory stays bounded, bad lines are reported."""
+def read_lines(
+    handle: IO[bytes], report: ReadReport
+) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """Number, offset, length and record of each good line; memory stays bounded."""
     number = end = 0
     while line := handle.readline(MAX_LINE):
         number, start, rest = number + 1, end, line
@@ -1538,19 +1542,26 @@ def read_lines(handle: IO[bytes], report: ReadReport) -> Iterator[tuple[int, int
             if not line:
                 raise ValueError(f"longer than {MAX_LINE} bytes")
             if text.strip():
-                yield start, len(line), decode_line(text)
+                yield number, start, len(line), decode_line(text)
         except ValueError as exc:
             report.bad.append((number, str(exc)))
 
 
 def iter_records(path: str | Path, report: ReadReport | None = None) -> Iterator[dict[str, Any]]:
     """Every readable record of a `.jsonl` file; a missing file has none."""
-    report = report if report is not None else ReadReport()
+    return (record for _, record in _numbered(path, report or ReadReport()))
+
+
+def _numbered(path: str | Path, report: ReadReport) -> Iterator[tuple[int, dict[str, Any]]]:
     report.path = str(path)
-    if Path(path).exists():
+    try:
         with open(path, "rb") as handle:
-            for _, _, record in read_lines(handle, report):
-                yield record
+            for number, _, _, record in read_lines(handle, report):
+                yield number, record
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise FinetuneError(f"{path}: cannot be read: {exc.strerror}") from None
 
 
 def sync_file(fd: int) -> None:
@@ -1586,9 +1597,8 @@ class Appender:
 
     def __init__(self, path: str | Path, *, sync: bool = True) -> None:
         self.path, self.sync = Path(path), sync
-        new = not self.path.exists()
         self._fd, self._end = _open_private(self.path), -1
-        if new:
+        if os.fstat(self._fd).st_size == 0:  # perhaps just made: its name has to last, too
             sync_folder(self.path.parent)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -1609,6 +1619,11 @@ class Appender:
             return start
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def read(self, start: int, length: int) -> bytes:
+        """What stands at an offset; notices a file that is no longer there."""
+        self._check_place()
+        return os.pread(self._fd, length, start)
 
     def _write(self, data: bytes, start: int) -> None:
         try:
@@ -1683,11 +1698,11 @@ def load_checkpoint_results(
     with equal inputs the first row counts, and a second one that differs is reported."""
     loud, report = report is None, report or ReadReport()
     results: dict[str, dict[str, Any]] = {}
-    for record in iter_records(path, report):
+    for number, record in _numbered(path, report):
         item = id_of(record)
         old = results.get(item or "")
         if item is None:
-            report.bad.append((0, "a record without an id"))
+            report.bad.append((number, "a record without an id"))
         elif old is None or _supersedes(record, old):
             results[item] = record
         elif is_done(record) and record != old:
@@ -1713,18 +1728,18 @@ class Journal:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.report = Path(path), ReadReport(str(path))
-        self._lock = _hold_lock(self.path)
         self._file = Appender(self.path)
+        self._lock = _hold_lock(self.path)
         self._kept: dict[str, tuple[int, int]] = {}  # key: where its result stands
         self._intents: dict[str, float | None] = {}
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self.paid, self.unknown_costs = 0.0, 0
+        self.paid, self.lost, self.unknown_costs = 0.0, 0.0, 0
         self._queue: list[tuple[bytes, dict[str, Any], asyncio.Future[None]]] = []
         self._wake, self._closed = threading.Condition(), False
         self._broken: StopRun | None = None
         self._writer: threading.Thread | None = None
         with self.path.open("rb") as handle:
-            for start, length, record in read_lines(handle, self.report):
+            for _, start, length, record in read_lines(handle, self.report):
                 self._note(record, start, length)
         self.report.tell()
 
@@ -1732,6 +1747,7 @@ class Journal:
         """Take a line into account: an intent is open until its result."""
         key, record = str(line.get("key")), line.get("record")
         if not isinstance(record, dict):
+            self.lost += self._intents.get(key) or 0.0  # asked again: the first one never came back
             self._intents[key] = line.get("worst")
             return
         self._intents.pop(key, None)
@@ -1744,7 +1760,9 @@ class Journal:
     @property
     def spent(self) -> float:
         """Dollars paid as far as known, and the worst case of calls that never came back."""
-        return math.fsum([self.paid, *(worst or 0.0 for worst in self._intents.values())])
+        return math.fsum(
+            [self.paid, self.lost, *(worst or 0.0 for worst in self._intents.values())]
+        )
 
     @property
     def unfinished(self) -> int:
@@ -1758,10 +1776,7 @@ class Journal:
         """The kept record of a call, read back from the disk; None when there is none."""
         if key not in self._kept:
             return None
-        start, length = self._kept[key]
-        with self.path.open("rb") as handle:
-            handle.seek(start)
-            found: dict[str, Any] = decode_line(handle.read(length))["record"]
+        found: dict[str, Any] = decode_line(self._file.read(*self._kept[key]))["record"]
         return found
 
     async def once(
@@ -1858,16 +1873,14 @@ def _now() -> str:
 
 # ══ 4 Tokens ══════════════════════════════════════════════════════════════════════════════════════
 
-VOCABULARY = (
-    "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"  # names a cache file
-)
 DEFAULT_ENCODING = "o200k_base"
 MESSAGE_TOKENS, REPLY_TOKENS = (
     4,
     3,
 )  # what a chat format adds per message, and once, without a template
 GENERATION_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-WORD = re.compile(r"[A-Z]?[a-z]{1,15}|[A-Z]{2,4}(?![A-Za-z])")
+WORD = re.compile(r" ?[A-Za-z]+")
+PLAIN = re.compile(r" ?(?=[A-Za-z]*[aeiouyAEIOUY])(?:[A-Z]?[a-z]{0,15}|[A-Z]{2,4})")
 
 
 class TokenCount(int):
@@ -1881,6 +1894,9 @@ class TokenCount(int):
         self = int.__new__(cls, count)
         self.method, self.exactness, self.upper = method, exactness, upper
         return self
+
+    def __getnewargs__(self) -> tuple[int, str, str, int]:  # type: ignore[override]
+        return int(self), self.method, self.exactness, self.upper
 
 
 @dataclass(frozen=True)
@@ -1910,7 +1926,8 @@ def count_messages_tokens(
     """Tokens of a conversation as the model sees it: by its chat template where there is one."""
     tokenizer = tokenizer_for(target)
     if tokenizer.render is not None:
-        return tokenizer.total([tokenizer.render(messages)])
+        told = [{**message, "content": message.get("content") or ""} for message in messages]
+        return tokenizer.total([tokenizer.render(told)])
     extra = MESSAGE_TOKENS * len(messages) + REPLY_TOKENS
     return tokenizer.total((m.get("content") or "" for m in messages), extra)
 
@@ -1989,7 +2006,7 @@ def tokenizer_for(target: str | Path | None = None) -> Tokenizer:
         if own:
             return count, count
         other = math.ceil(count * (1.3 if text.isascii() else 2.0))  # start values for a relative
-        return count, min(len(text.encode()), other)
+        return count, min(len(text.encode("utf-8", "surrogatepass")), other)
 
     return Tokenizer(f"tiktoken:{encoding.name}", "exact" if own else "same-family", measure)
 
@@ -1998,35 +2015,37 @@ def _encoding_at_hand(target: str | None) -> tuple[Any, bool]:
     """A tiktoken encoding that needs no download, and whether it is the target's own."""
     try:
         import tiktoken
-        from tiktoken.registry import ENCODINGS
+        from tiktoken import load, registry
     except ImportError:
         return None, False
-    name = target or DEFAULT_ENCODING
-    if target and target not in {*tiktoken.list_encoding_names(), *ENCODINGS}:
-        try:
-            name = tiktoken.encoding_name_for_model(target)
-        except KeyError:
-            name, target = DEFAULT_ENCODING, None
-    file = VOCABULARY.format(
-        {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base"}.get(name, name)
-    )
-    temporary = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", temporary))
-    place = os.path.join(cache, hashlib.sha1(file.encode()).hexdigest())  # noqa: S324 - no secret
-    if name in ENCODINGS or (cache and os.path.isfile(place)):
-        return tiktoken.get_encoding(name), target is not None
+    name = target
+    if target and target not in {*tiktoken.list_encoding_names(), *registry.ENCODINGS}:
+        name = tiktoken.model.MODEL_TO_ENCODING.get(target)
+        prefixes = tiktoken.model.MODEL_PREFIX_TO_ENCODING
+        name = name or next(
+            (prefixes[start] for start in prefixes if target.startswith(start)), None
+        )
+
+    def refuse(blobpath: str) -> bytes:
+        raise OSError(f"{blobpath} is not in the cache, and counting downloads nothing")
+
+    fetch, load.read_file = load.read_file, refuse
+    try:
+        for wanted in [each for each in (name, DEFAULT_ENCODING) if each]:
+            with contextlib.suppress(OSError, ValueError):  # not in the cache, or damaged there
+                return tiktoken.get_encoding(wanted), wanted == name
+    finally:
+        load.read_file = fetch
     return None, False
 
 
 def estimate_tokens(text: str) -> tuple[int, int]:
     """A guess and a safe bound: plain words at half their letters, the rest a token per byte."""
-    plain = [
-        word for word in WORD.findall(text) if len(word) < 4 or re.search("[aeiouyAEIOUY]", word)
-    ]
-    letters, spaces, size = sum(map(len, plain)), text.count(" "), len(text.encode())
-    other = max(0, size - letters - spaces)
-    bound = sum((len(word) + 2) // 2 for word in plain) + other + (spaces + 1) // 2
-    return round((letters + spaces) / 4.5 + other * 0.45), min(bound, size)
+    plain = [word for word in WORD.findall(text) if PLAIN.fullmatch(word)]
+    covered = sum(map(len, plain))
+    other = len(text.encode("utf-8", "surrogatepass")) - covered
+    bound = sum((len(word.strip()) + 2) // 2 for word in plain) + other
+    return min(bound, round(covered / 4.5 + other * 0.45)), bound
 
 
 def _own_tokenizer(folder: Path) -> Tokenizer:
@@ -2034,9 +2053,10 @@ def _own_tokenizer(folder: Path) -> Tokenizer:
         str(folder / "tokenizer.json")
     )
     encoder.no_truncation()
+    encoder.no_padding()
 
     def measure(text: str) -> tuple[int, int]:
-        count = len(encoder.encode(text, add_special_tokens=False).ids)
+        count = len(encoder.encode(_utf8_safe(text), add_special_tokens=False).ids)
         return count, count
 
     return Tokenizer(f"tokenizer.json:{folder.name}", "exact", measure, chat_template(folder))

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
 import slow_parts
 from infrastructure import Journal, ModelFailure, get_backend
-from pydantic import BaseModel
 from tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from infrastructure import VOCABULARY
-
 NAME = "o200k_base"
+# tiktoken names a file of its cache by the hash of the address that it would fetch it from.
+ADDRESS = f"https://openaipublic.blob.core.windows.net/encodings/{NAME}.tiktoken"
 
 
 def convert(package: Path, cache: Path) -> Path:
@@ -27,7 +27,7 @@ def convert(package: Path, cache: Path) -> Path:
             base64.b64decode(token, validate=True)
             lines.append((rank, f"{token} {rank}\n"))
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / hashlib.sha1(VOCABULARY.format(NAME).encode()).hexdigest()
+    target = cache / hashlib.sha1(ADDRESS.encode()).hexdigest()
     target.write_text("".join(line for _, line in sorted(lines)), encoding="ascii")
     return target
 
