@@ -1321,7 +1321,7 @@ def get_backend(kind: str, model: str | None = None, **options: Any) -> LLMBacke
 
 def unknown(what: str, given: str, have: Iterable[str]) -> str:
     """An unknown word, the nearest known one, and all of them."""
-    have = sorted(have)
+    have = sorted(map(str, have))
     near = [name for name in have if name == ALIASES.get(given.lower())]
     near = near or difflib.get_close_matches(given.lower(), have, 1, 0.5)
     hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -2122,7 +2122,7 @@ def rng(*key: object) -> random.Random:
 ANSWERS = ("YES", "NO", "NA", "ERROR")
 EXAMPLE_TYPES = ("PASS", "FAIL", "BORDERLINE_PASS", "BORDERLINE_FAIL")
 # Scripts without spaces: each Han or kana sign counts as a word, so do four Thai-like letters.
-SIGNS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+SIGNS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 RUN_ON = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
 
 
@@ -2454,7 +2454,11 @@ def project_root(start: str | Path | None = None) -> Path:
 
 def canonical_hash(value: Any) -> str:
     """The same hash for equal data, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    except TypeError:  # keys of several types, or a date: as their text
+        plain = json.loads(json.dumps(value, default=str))
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -2515,21 +2519,38 @@ def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
         if len(raw) > MAX_YAML:
             raise FinetuneError(f"{path}: is larger than {MAX_YAML} bytes")
         text, lines = raw.decode("utf-8-sig"), {(): 1}
+        depth = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                where = f"{path}:{token.start_mark.line + 1}"
+            where, kind = f"{path}:{token.start_mark.line + 1}", type(token).__name__
+            depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
+            depth -= kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken"))
+            if kind == "AliasToken":
                 raise FinetuneError(f"{where}: YAML aliases are not used here; write the value out")
-        _note_lines(yaml.compose(text, Loader=yaml.SafeLoader), (), lines, str(path))
-        return yaml.safe_load(text), lines
+            if depth > 50:
+                raise FinetuneError(f"{where}: is nested too deep")
+        loader = _text_loader()(text)
+        node = loader.get_single_node()
+        _note_lines(node, (), lines, str(path))
+        return (None if node is None else loader.construct_document(node)), lines
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else f"is not UTF-8 at byte {exc.start}"
         raise FinetuneError(f"{path}: {why}") from None
-    except RecursionError:
-        raise FinetuneError(f"{path}: is nested too deep") from None
     except yaml.YAMLError as exc:
         mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
         line = f":{mark.line + 1}" if mark else ""
         raise FinetuneError(f"{path}{line}: not valid YAML: {problem or exc}") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _text_loader() -> Any:
+    """YAML's safe loader, except that a date is the text that was written."""
+    import yaml
+
+    loader: Any = type("TextLoader", (yaml.SafeLoader,), {})
+    rules = yaml.SafeLoader.yaml_implicit_resolvers.items()
+    kept = {first: [rule for rule in each if "timestamp" not in rule[0]] for first, each in rules}
+    loader.yaml_implicit_resolvers = kept
+    return loader
 
 
 def _note_lines(
@@ -2538,7 +2559,7 @@ def _note_lines(
     """Remember the line of each key and item; a key that stands twice is an error."""
     if getattr(node, "id", "") == "mapping":
         for key, value in node.value:
-            place, line = (*at, key.value), key.start_mark.line + 1
+            place, line = (*at, str(key.value)), key.start_mark.line + 1
             if place in lines:
                 raise FinetuneError(f"{path}:{line} {'.'.join(map(str, place))}: stands twice")
             lines[place] = line
@@ -2551,18 +2572,18 @@ def _note_lines(
 
 def selector_hash(root: Path, selector: str) -> str | None:
     """Hash of what a selector names: a file, or a parsed value (`project.yaml#/roles/judges`),
-    where comments and order do not count. None when it is not there."""
+    where comments and order do not count. None when it is not there or cannot be read."""
     name, _, pointer = selector.partition("#")
     path = next((p for p in (root / name, root / "config" / name) if p.is_file()), None)
     if path is None or not pointer:
         return file_hash(path) if path else None
-    yaml_file = path.suffix in (".yaml", ".yml")
-    value = load_yaml(path)[0] if yaml_file else json.loads(path.read_bytes())
-    for part in [part for part in pointer.split("/") if part]:
-        try:
+    try:
+        as_yaml = path.suffix in (".yaml", ".yml")
+        value = load_yaml(path)[0] if as_yaml else json.loads(path.read_bytes())
+        for part in [part for part in pointer.split("/") if part]:
             value = value[int(part) if isinstance(value, list) else part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
+    except (FinetuneError, OSError, KeyError, IndexError, TypeError, ValueError):
+        return None
     return canonical_hash(value)
 
 
@@ -2572,18 +2593,23 @@ def require_gate(name: str, root: str | Path | None = None) -> None:
     if home is None or not (home / ".finetune").exists():
         print(f"gate {name}: there is no .finetune folder here, so gates are off", file=sys.stderr)
         return
-    rows = [r for r in iter_records(home / ".finetune" / "ledger.jsonl") if r.get("gate") == name]
-    last = rows[-1] if rows else {"result": "not in the ledger"}
-    seen_then = last.get("looked_at")
-    looked_at: dict[str, Any] = seen_then if isinstance(seen_then, dict) else {}
-    stale = [each for each, seen in looked_at.items() if selector_hash(home, each) != seen]
-    why = f"changed since: {', '.join(stale)}" if stale else ""
-    if last["result"] not in (
-        {"approved", "waived"} if person else {"passed", "approved", "waived"}
-    ):
-        why = str(last["result"])
-    elif not looked_at:
-        why = "its ledger line names nothing that was looked at"
-    if why:
+    report = ReadReport()
+    ledger = iter_records(home / ".finetune" / "ledger.jsonl", report)
+    rows = [row for row in ledger if row.get("gate") == name]
+    report.tell()
+    why = _why_closed(home, rows[-1], person) if rows else "it is not in the ledger"
+    if why is not None:
         by_hand = f", then a person: finetune approve {name}" if person else ""
-        raise FinetuneError(f"gate {name}: not passed ({why}). Run: finetune gate {name}{by_hand}")
+        raise FinetuneError(f"gate {name}: not passed: {why}. Run: finetune gate {name}{by_hand}")
+
+
+def _why_closed(home: Path, row: Mapping[str, Any], person: bool) -> str | None:
+    """Why a gate's last ledger line does not open it; None when it does."""
+    result, looked_at = row.get("result"), row.get("looked_at")
+    if result not in ({"approved", "waived"} if person else {"passed", "approved", "waived"}):
+        return f"its last result is {result!r}"
+    if not isinstance(looked_at, dict) or not looked_at:
+        return "its ledger line names nothing that was looked at"
+    now = {each: selector_hash(home, each) for each in looked_at}
+    stale = [each for each in now if now[each] is None or now[each] != looked_at[each]]
+    return f"stale, changed since: {', '.join(stale)}" if stale else None
