@@ -1195,7 +1195,8 @@ class ClaudeBackend(LLMBackend):
             no_key = re.search(r"log ?in|api key|credential|authenticat", words, re.IGNORECASE)
             if isinstance(status, int):
                 raise HttpStatus(status, words, {})
-            raise Fault("denied" if no_key else "overloaded", words)
+            spent = "spent" if SPENT.search(words) else "overloaded"
+            raise Fault("denied" if no_key else spent, words)
         made, stop = said.get("structured_output"), _text(said, "stop_reason")
         text = json.dumps(made) if made is not None else _text(said, "result")
         stop = "stop" if made is not None and stop == "tool_use" else stop

@@ -231,8 +231,8 @@ def test_its_rate_limit_is_waited_for(claude: Scripted) -> None:
         (403, "not allowed"),
         (404, "no such model"),
         (None, "Not logged in. Please run /login"),
-        (400, "Your credit balance is too low"),
-        (None, "Credit balance is too low"),
+        (400, "Credit balance is too low"),
+        (429, "You have reached your monthly API usage threshold"),
     ],
 )
 def test_a_final_error_stops_the_run_with_its_words(
@@ -244,11 +244,31 @@ def test_a_final_error_stops_the_run_with_its_words(
     assert (words in str(stopped), len(claude.seen)) == (True, 1)
 
 
-@pytest.mark.parametrize(("stop", "kind"), [("max_tokens", "length"), ("refusal", "refusal")])
-def test_a_cut_or_refused_answer_is_a_typed_failure(stop: str, kind: str, claude: Scripted) -> None:
-    claude.plan({"out": answer("and then they", stop_reason=stop)})
-    failure = ask(claude.model())
-    assert (failure.kind, failure.text, failure.cost) == (kind, "and then they", 0.25)
+# How the real program reports them, at 2.1.197: as an error, and with what it has cost.
+TOO_LONG = "API Error: Claude's response exceeded the 77 output token maximum."
+POLICY = "API Error: Claude Code is unable to respond to this request, which appears to violate"
+TOLD = {
+    "length": answer(TOO_LONG, is_error=True, stop_reason="stop_sequence"),
+    "refusal": answer(POLICY, is_error=True, stop_reason="refusal"),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_a_cut_or_refused_answer_is_a_paid_failure_and_not_asked_for_again(
+    kind: str, claude: Scripted
+) -> None:
+    claude.plan({"out": TOLD[kind], "code": 1})
+    failure = ask(claude.model(), max_tokens=77)
+    assert (failure.kind, failure.cost, len(claude.seen)) == (kind, 0.25, 1)
+
+
+def test_the_tail_of_a_cut_answer_is_no_answer(claude: Scripted) -> None:
+    """After a cut the program asks on by itself and shows only what came last."""
+    usage = {"input_tokens": 40, "output_tokens": 77 + 5}
+    claude.plan({"out": answer("and they lived happily.", usage=usage)})
+    failure = ask(claude.model(), max_tokens=77)
+    assert isinstance(failure, ModelFailure)
+    assert failure.kind == "length"
 
 
 def test_a_program_that_is_not_there_is_an_error_that_names_it() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def model(fake: FakeProvider, **options: Any) -> Any:
     return get_backend("claude:claude-sonnet-5", **own, **{"timeout": 60.0, "tries": 2, **options})
 
 
-def streamed(blocks: list[dict[str, Any]], stop: str) -> Reply:
+def streamed(blocks: list[dict[str, Any]], stop: str, tokens: int = 7) -> Reply:
     """A message of Anthropic's as the stream of events that the program asks for."""
     usage = {"input_tokens": 12, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5"}
@@ -77,7 +78,9 @@ def streamed(blocks: list[dict[str, Any]], stop: str) -> Reply:
         events += [{"type": "content_block_delta", "index": index, "delta": made if tool else text}]
         events += [{"type": "content_block_stop", "index": index}]
     ended = {"stop_reason": stop, "stop_sequence": None}
-    events += [{"type": "message_delta", "delta": ended, "usage": usage | {"output_tokens": 7}}]
+    events += [
+        {"type": "message_delta", "delta": ended, "usage": usage | {"output_tokens": tokens}}
+    ]
     lines = (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
     body = "".join([*lines, 'event: message_stop\ndata: {"type": "message_stop"}\n\n'])
     return Reply(body=body.encode(), headers={"content-type": "text/event-stream"})
@@ -159,11 +162,40 @@ def test_a_rate_limit_of_the_provider_is_recognised(fake: FakeProvider, home: Pa
     assert backend.totals.limited >= 1
 
 
-def test_a_reply_that_was_cut_is_a_failure(fake: FakeProvider, home: Path) -> None:
-    blocks = [{"type": "text", "text": "and then they"}]
-    fake.respond = lambda request: streamed(blocks, "max_tokens")
-    failure = ask(model(fake))
-    assert failure.kind == "length"
+CUT = [{"type": "text", "text": "and then they"}]
+
+
+def test_a_reply_that_was_cut_is_a_failure_and_not_asked_for_again(
+    fake: FakeProvider, home: Path
+) -> None:
+    fake.respond = lambda request: streamed(CUT, "max_tokens", 77)
+    backend = model(fake)
+    assert ask(backend, max_tokens=77).kind == "length"
+    assert len(asked(fake)) <= 4  # the program asks on three times by itself
+
+
+def test_the_tail_of_a_cut_reply_is_no_answer(fake: FakeProvider, home: Path) -> None:
+    fake.script([streamed(CUT, "max_tokens", 77)])
+    assert ask(model(fake), max_tokens=77).kind == "length"
+    assert len(asked(fake)) == 2
+
+
+def test_a_refusal_is_a_failure_and_not_asked_for_again(fake: FakeProvider, home: Path) -> None:
+    fake.respond = lambda request: streamed([{"type": "text", "text": "I won't."}], "refusal")
+    assert ask(model(fake)).kind == "refusal"
+    assert len(asked(fake)) == 1
+
+
+def test_without_our_flags_what_was_planted_is_sent(
+    fake: FakeProvider, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests above would pass for an empty plant, too."""
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    program = model(fake).o.executable
+    subprocess.run([program, "-p"], input=b"hello", check=True, capture_output=True, timeout=60)
+    assert "PLANTED" in str(asked(fake)[0].raw)
+    assert (home / "hooked").exists()
 
 
 def test_the_key_is_in_no_file_that_the_program_leaves(fake: FakeProvider, home: Path) -> None:
