@@ -138,6 +138,7 @@ STOP_WORDS = {
 }
 SPENT = re.compile(
     r"insufficient[_ ](quota|balance|funds|credit)|spend[_ ]limit|balance is too low|PerDay"
+    r"|usage (limit|threshold)"
 )
 BAD_KEY = re.compile(r"API_KEY_INVALID|API key not valid|invalid[ _]api[ _]key", re.IGNORECASE)
 NO_ROOM = re.compile(
@@ -1159,7 +1160,7 @@ class ClaudeBackend(LLMBackend):
             file.write_text(system or "Answer the user.", encoding="utf-8")
             argv += ["--system-prompt-file", str(file), "--setting-sources", "", "--tools", ""]
             code, out, err = await self._run(argv, prompt, empty, call.max_tokens)
-        return self._read(code, out, err)
+        return self._read(code, out, err, call.max_tokens)
 
     async def _run(
         self, argv: list[str], prompt: str, cwd: Path, max_tokens: int
@@ -1182,29 +1183,34 @@ class ClaudeBackend(LLMBackend):
                     os.killpg(child.pid, signal.SIGKILL)
                 await child.wait()
 
-    def _read(self, code: int, out: bytes, err: bytes) -> CompletionResult:
+    def _read(self, code: int, out: bytes, err: bytes, max_tokens: int) -> CompletionResult:
         """Flag and exit code first: on failure `subtype` still says success."""
         try:
             said = json.loads(out)
         except ValueError:
             words = (err or out).decode("utf-8", "replace").strip()[-300:]
             raise Fault("transport", f"exit code {code} and no result: {words}") from None
+        text, stop = _text(said, "result"), _text(said, "stop_reason")
+        made, usage = _pick(said, "structured_output"), _anthropic_usage(_pick(said, "usage"))
         if code != 0 or _pick(said, "is_error") is not False:
-            status = _pick(said, "api_error_status")
-            words = f"{_text(said, 'api_error_type')} {_text(said, 'result')} (exit code {code})"
-            no_key = re.search(r"log ?in|api key|credential|authenticat", words, re.IGNORECASE)
-            if isinstance(status, int):
-                raise HttpStatus(status, words, {})
-            spent = "spent" if SPENT.search(words) else "overloaded"
-            raise Fault("denied" if no_key else spent, words)
-        made, stop = said.get("structured_output"), _text(said, "stop_reason")
-        text = json.dumps(made) if made is not None else _text(said, "result")
-        stop = "stop" if made is not None and stop == "tool_use" else stop
-        usage, model = (
-            _anthropic_usage(said.get("usage")),
-            next(iter(said.get("modelUsage") or {}), ""),
-        )
-        return CompletionResult(text, model, usage, stop, said.get("total_cost_usd"))
+            stop = "max_tokens" if "output token maximum" in text else stop
+            if stop not in ("refusal", "max_tokens"):
+                raise self._error(code, said)
+        elif made is not None:
+            text, stop = json.dumps(made), "stop"
+        elif usage.output_tokens > max_tokens:
+            stop = "max_tokens"  # it was cut, the program asked on by itself, and this is the tail
+        model, cost = next(iter(_pick(said, "modelUsage") or {}), ""), _pick(said, "total_cost_usd")
+        return CompletionResult(text, model, usage, stop, cost)
+
+    def _error(self, code: int, said: Any) -> Exception:
+        status = _pick(said, "api_error_status")
+        words = f"{_text(said, 'api_error_type')} {_text(said, 'result')} (exit code {code})"
+        if isinstance(status, int):
+            return HttpStatus(status, words, {})
+        no_key = re.search(r"log ?in|api key|credential|authenticat", words, re.IGNORECASE)
+        spent = "spent" if SPENT.search(words) else "overloaded"
+        return Fault("denied" if no_key else spent, words)
 
 
 class LlamaCppBackend(LLMBackend):
