@@ -28,7 +28,7 @@ Figures = dict[str, Any]
 Message = dict[str, str]
 
 SYSTEM = "You answer in a few plain sentences and ask one question back."
-SYSTEM_WORDS = 300  # of the system prompt where prefixes are counted
+SYSTEM_WORDS = 700  # an assistant prompt with its rules and examples; about 1,000 tokens
 MAX_TOKENS = 64
 SLOTS = 64
 WARM_UP = 128
