@@ -108,7 +108,7 @@ class ModelFailure(FinetuneError):
 RETRIED = frozenset({"rate_limit", "overloaded", "transport", "timeout", "undecodable", "empty"})
 STOPS = {  # what ends the run, and what to do about it
     "denied": "check the key in {key} and its rights",
-    "spent": "the account is out of quota or budget; top up or wait, then run again",
+    "spent": "out of quota, or told to wait for too long; top up or wait",
     "unknown_model": "check the model's name and the base URL",
     "bad_parameters": "the SDK refuses what `parameters` says; mend it",
 }
@@ -120,6 +120,7 @@ ANSWERED = {
     "context_full": "the conversation filled the model's context window",
     "tool_call": "the model answered with a tool call instead of text",
     "too_long": "the reply is longer than a reply may be",
+    "schema": "the model gave no JSON that fits the schema",
 }
 # After these the provider may have charged without an answer: the budget keeps the worst case.
 MAYBE_PAID = frozenset({"timeout", "transport", "undecodable", "empty"})
@@ -135,7 +136,9 @@ STOP_WORDS = {
     "filter": "content_filter safety recitation blocklist prohibited_content spii language",
     "tool_call": "tool_calls function_call tool_use pause_turn malformed_function_call",
     "context_full": "model_context_window_exceeded",
+    "schema": "error_max_structured_output_retries",
 }
+SCHEMA_GIVEN_UP = STOP_WORDS["schema"]  # the Claude command asked several times, all of them paid
 SPENT = re.compile(
     r"insufficient[_ ](quota|balance|funds|credit)|spend[_ ]limit|balance is too low|PerDay"
     r"|usage (limit|threshold)"
@@ -157,12 +160,8 @@ PRESETS = {  # name: (base URL, variable of the key)
     "llama": ("https://api.llama.com/compat/v1", "LLAMA_API_KEY"),
 }
 ALIASES = {
-    "gemini": "google",
-    "gpt": "openai",
-    "gguf": "llamacpp",
-    "ollama": "local",
-    "vllm": "local",
-}
+    "gemini": "google", "gpt": "openai", "gguf": "llamacpp", "ollama": "local", "vllm": "local"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -197,6 +196,7 @@ class Call:
     schema: type[BaseModel] | None
     max_tokens: int
     scope: str
+    stop: StopRun | None = None  # what ended the run during this call
 
 
 @dataclass
@@ -226,9 +226,8 @@ class Options:
     journal: Journal | None = None
     budget: Budget | None = None
     price: Mapping[str, float] | None = None  # dollars per million: input, output, cached_input
-    parameters: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # sampling, reasoning: sent as they are
+    # sampling and reasoning settings: sent as they are
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     api_key: str = field(default="", repr=False)
     key_variable: str = ""
     base_url: str = ""
@@ -301,7 +300,7 @@ def _words_of(exc: BaseException) -> str:
     """The provider's own words on one line, with its codes and what broke a connection."""
     parts = [str(exc) or type(exc).__name__]
     cause = exc.__cause__ or exc.__context__
-    if cause is not None and status_of(exc) is None:
+    if cause is not None and status_of(exc) is None and not isinstance(cause, Fault):
         parts.append(f"{type(cause).__name__}: {cause}")
     codes = (getattr(exc, name, None) for name in ("code", "error_code", "type"))
     parts += [code for code in codes if isinstance(code, str) and code not in parts[0]]
@@ -315,9 +314,7 @@ def retry_after(exc: BaseException, now: Clock = time.time) -> float | None:
     headers = getattr(getattr(exc, "response", exc), "headers", None) or {}
     low = {str(key).lower(): str(value) for key, value in dict(headers).items()}
     text = f"{exc} {getattr(exc, 'details', '')}"
-    in_text = re.search(
-        r"(?:retry|try again) (?:in|after) (\d+(?:\.\d+)?\s*m?s)", text, re.IGNORECASE
-    )
+    in_text = re.search(r"(?i)(?:retry|try again) (?:in|after) (\d+(?:\.\d+)?\s*m?s)", text)
     info = re.search(r"""retryDelay['"]:\s*['"](\d+(?:\.\d+)?m?s)""", text)  # Google's RetryInfo
     asked = [
         parse_delay(low.get("retry-after-ms", ""), unit="ms"),
@@ -380,10 +377,8 @@ def cost_of(usage: Usage, model: str, price: Mapping[str, float] | None) -> floa
     prices = _price_table()
     if prices is None:
         return None
-    sent, cached_tokens = usage.input_tokens, usage.cached_tokens or None
-    used = prices.Usage(
-        input_tokens=sent, output_tokens=usage.output_tokens, cache_read_tokens=cached_tokens
-    )
+    tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+    used = prices.Usage(**tokens, cache_read_tokens=usage.cached_tokens or None)
     try:
         return float(prices.calc_price(used, model_ref=model).total_price)
     except LookupError:
@@ -428,9 +423,8 @@ class Pacer:
         async with self._turns:
             ticks = int((self.clock() - self._grown) / self.TICK)
             if ticks > 0:  # half as much again per tick until the next 429, then 2 %
-                self.rate = min(
-                    1e6, self.rate * (1.5 if self._slow_start else 1.02) ** min(ticks, 50)
-                )
+                growth = 1.5 if self._slow_start else 1.02
+                self.rate = min(1e6, self.rate * growth ** min(ticks, 50))
                 self._grown += ticks * self.TICK
             delay = self._next - self.clock()
             if delay > 0:
@@ -472,9 +466,8 @@ class _Tally:
             self.limits += 1
             return True
         self.faults += 1
-        return (
-            self.faults < min(self.o.tries, TRIES.get(exc.kind, self.o.tries)) and self.left() > 0
-        )
+        most = min(self.o.tries, TRIES.get(exc.kind, self.o.tries))
+        return self.faults < most and self.left() > (exc.wait or 0.0)
 
     def wait(self, state: RetryCallState) -> float:
         """What the provider asked for with some jitter on top, else full-jitter back-off."""
@@ -523,9 +516,7 @@ class LLMBackend:
         self._unanswered = 0
         self.free = self.free or (options.price is None and is_loopback(self.base_url))
         if options.price is not None and not {"input", "output"} <= set(options.price):
-            raise FinetuneError(
-                f"{self.name}: a price needs `input` and `output`, dollars per million"
-            )
+            raise FinetuneError(f"{self.name}: a price needs `input` and `output` ($ per million)")
 
     async def complete(
         self, prompt: str, system: str | None = None, max_tokens: int | None = None, scope: str = ""
@@ -619,7 +610,9 @@ class LLMBackend:
                 try:
                     record = await self._again(fault, call, live, tally)
                 except Fault as last:
-                    record = self._unanswered_call(last)
+                    record = self._unanswered_call(last, call)
+            except StopRun as stop:
+                record = self._unanswered_call(Fault("stopped", str(stop)), call, stop)
         return record | ({"lost": tally.lost} if tally.lost else {})
 
     async def _again(self, first: Fault, call: Call, live: _Live, tally: _Tally) -> dict[str, Any]:
@@ -662,10 +655,10 @@ class LLMBackend:
 
     def _fault(self, exc: Exception, live: _Live) -> Fault:
         """Translate and act on what one attempt raised; a bug goes on as it is."""
-        fault = fault_of(exc)
+        own = self.kind == "python" and not isinstance(exc, Fault | TimeoutError)
+        fault = None if own else fault_of(exc)  # the project's code speaks no provider's words
         if fault is None:
-            refused = type(exc).__name__ in ("TypeError", "ValidationError") and self.o.parameters
-            if not refused or self.kind == "python":
+            if own or type(exc).__name__ not in ("TypeError", "ValidationError"):
                 raise exc
             fault = Fault("bad_parameters", f"{exc}")
         kind, words = fault.kind, self.redact(" ".join(str(fault).split()))[:600]
@@ -706,31 +699,37 @@ class LLMBackend:
 
     def _record(self, reply: CompletionResult) -> dict[str, Any]:
         """What the journal keeps of a reply: its raw text, whatever is made of it later."""
-        word, text = reply.stop_reason.lower(), self.redact(_utf8_safe(reply.content))
+        word, model = self.redact(reply.stop_reason).lower(), self.redact(_utf8_safe(reply.model))
+        text = self.redact(_utf8_safe(reply.content))
         stop = next((kind for kind, words in STOP_WORDS.items() if word in words.split()), word)
         if not text.strip() and stop not in ANSWERED:
             raise Fault("empty", f"the reply is blank (stop reason: {word or 'none'})")
         self._limited_since, self._unanswered = None, 0
         failure = "too_long" if len(text) > MAX_REPLY else stop if stop in ANSWERED else None
         notes = list(reply.notes)
-        if not (reply.model.startswith(self.model) or self.model.endswith(reply.model)):
-            notes.append(f"asked {self.model}, answered by {reply.model}")
-        kept = replace(reply, content=text[:MAX_REPLY], stop_reason=stop or "unknown")
+        if not (model.startswith(self.model) or self.model.endswith(model)):
+            notes.append(f"asked {self.model}, answered by {model}")
+        kept = replace(reply, content=text[:MAX_REPLY], stop_reason=stop or "unknown", model=model)
         told = vars(kept) | {"usage": vars(kept.usage), "notes": notes, "failure": failure}
         del told["replayed"]
         return told
 
-    def _unanswered_call(self, fault: Fault) -> dict[str, Any]:
+    def _unanswered_call(
+        self, fault: Fault, call: Call, stop: StopRun | None = None
+    ) -> dict[str, Any]:
         """The record of a call that got no answer; too many of them in a row stop the run."""
         self._unanswered += fault.kind in NOBODY_THERE
         if self._unanswered >= DEAD_CALLS:
             said = f"the last {self._unanswered} calls got no answer ({fault}). The run stops"
-            raise self._stop(f"{said}: check the network and the provider")
+            stop = self._stop(f"{said}: check the network and the provider")
+        call.stop = stop
         nothing: dict[str, Any] = {"content": "", "model": "", "usage": {}, "stop_reason": ""}
-        return nothing | {"failure": fault.kind, "message": str(fault)}
+        return nothing | {"cost": 0.0, "failure": fault.kind, "message": str(fault)}
 
     def _result(self, record: Mapping[str, Any], call: Call, replayed: bool) -> CompletionResult:
         """Count a record, fresh or replayed, and make a result or a ModelFailure of it."""
+        if call.stop is not None:
+            raise call.stop
         told = {k: v for k, v in record.items() if k not in ("failure", "message", "lost")}
         told |= {"usage": Usage(**record["usage"]), "notes": tuple(record.get("notes", ()))}
         reply, failure = CompletionResult(**told, replayed=replayed), record["failure"]
@@ -782,9 +781,7 @@ class LLMBackend:
 
     def _require_key(self) -> str:
         if not self._api_key:
-            raise StopRun(
-                f"{self.name}: no API key. Set {self.key_variable} in the environment or .env."
-            )
+            raise StopRun(f"{self.name}: no API key. Set {self.key_variable}, perhaps in .env.")
         if not (self._api_key.isascii() and self._api_key.isprintable()):
             raise StopRun(f"{self.name}: the key in {self.key_variable} has characters no key has.")
         return self._api_key
@@ -795,10 +792,8 @@ class LLMBackend:
         loop = asyncio.get_running_loop()
         if self._live_state is None or self._live_state.loop is not loop:
             client, slots = self._client(), asyncio.Semaphore(self.o.concurrency)
-            pacer, keeper = (
-                Pacer(self.o.concurrency, self.o.clock, self.o.sleep),
-                self._keep(client),
-            )
+            pacer = Pacer(self.o.concurrency, self.o.clock, self.o.sleep)
+            keeper = self._keep(client)
             self._live_state = _Live(loop, client, keeper, slots, pacer, asyncio.Lock())
             await anext(keeper)
         return self._live_state
@@ -820,9 +815,7 @@ def _clean(messages: Sequence[Message]) -> list[dict[str, str]]:
     clean = [{"role": m.get("role"), "content": m.get("content")} for m in messages]
     for number, m in enumerate(clean):
         if m["role"] not in ("system", "user", "assistant") or not isinstance(m["content"], str):
-            raise FinetuneError(
-                f"message {number}: needs a role (system, user, assistant) and text"
-            )
+            raise FinetuneError(f"message {number}: needs text and a role: system, user, assistant")
         m["content"] = _utf8_safe(m["content"])
     if not clean:
         raise FinetuneError("a call needs at least one message")
@@ -919,7 +912,7 @@ def _text(source: Any, *names: str) -> str:
 
 
 def _not_a_reply(body: Any) -> Fault:
-    return Fault("undecodable", f"the reply has not the API's form: {str(body)[:120]!r}")
+    return Fault("undecodable", f"the reply has not the API's form: {str(body)[:20_000]}")
 
 
 def _chat_reply(body: Any) -> CompletionResult:
@@ -942,17 +935,14 @@ def _chat_reply(body: Any) -> CompletionResult:
 class OpenAIBackend(LLMBackend):
     """OpenAI's chat completions through its SDK."""
 
-    kind = sdk = "openai"
+    kind = "openai"
     sdk_class = "AsyncOpenAI"
     key_variable, default_url = "OPENAI_API_KEY", "https://api.openai.com/v1"
 
     def _client(self) -> Any:
-        make, key = (
-            getattr(needs(self.sdk, self.kind, self.name), self.sdk_class),
-            self._require_key(),
-        )
-        limit = self.o.attempt_timeout
-        return make(api_key=key, base_url=self.base_url, max_retries=0, timeout=limit)
+        make = getattr(needs(self.kind, self.kind, self.name), self.sdk_class)
+        limits = {"max_retries": 0, "timeout": self.o.attempt_timeout}
+        return make(api_key=self._require_key(), base_url=self.base_url, **limits)
 
     async def _close(self, client: Any) -> None:
         await client.close()
@@ -968,7 +958,7 @@ class OpenAIBackend(LLMBackend):
 class AnthropicBackend(OpenAIBackend):
     """Anthropic's messages through its SDK, whose client is made like OpenAI's."""
 
-    kind = sdk = "anthropic"
+    kind = "anthropic"
     sdk_class = "AsyncAnthropic"
     key_variable, default_url = "ANTHROPIC_API_KEY", "https://api.anthropic.com"
 
@@ -1060,10 +1050,8 @@ class LocalBackend(LLMBackend):
         self.structured_mode: str | None = None  # what the server was found to understand
 
     def _client(self) -> Any:
-        aiohttp, headers = (
-            needs("aiohttp", "local", self.name),
-            {"Content-Type": "application/json"},
-        )
+        aiohttp = needs("aiohttp", "local", self.name)
+        headers = {"Content-Type": "application/json"}
         if self.key_variable or self._api_key:
             headers["Authorization"] = f"Bearer {self._require_key()}"
         pool = aiohttp.TCPConnector(limit=self.o.concurrency)
@@ -1096,11 +1084,9 @@ class LocalBackend(LLMBackend):
         if call.schema is not None and mode == "json_schema":
             extra["response_format"] = _schema_format(call.schema)
         elif call.schema is not None:
-            wanted = (
-                f"Answer with JSON that fits this schema: {json.dumps(strict_schema(call.schema))}"
-            )
-            last = {"role": "user", "content": f"{messages[-1]['content']}\n\n{wanted}"}
-            messages = [*messages[:-1], last]
+            wanted = "\n\nAnswer with JSON that fits this schema: "
+            text = messages[-1]["content"] + wanted + json.dumps(strict_schema(call.schema))
+            messages = [*messages[:-1], {**messages[-1], "content": text}]
             extra |= {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
         body = {"model": self.model, "messages": messages, "max_tokens": call.max_tokens, **extra}
         url = self.base_url.rstrip("/") + "/chat/completions"
@@ -1146,10 +1132,8 @@ class ClaudeBackend(LLMBackend):
     async def _call(self, call: Call, live: _Live) -> CompletionResult:
         """The child works in an empty folder of its own; the system prompt is a file beside it."""
         system, turns = _split_system(call.messages)
-        prompt = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in turns)
-        prompt = (
-            turns[0]["content"] if len(turns) == 1 else f"{prompt}\n\nWrite the next [assistant]."
-        )
+        told = [f"[{m['role']}]\n{m['content']}" for m in turns] + ["Write the next [assistant]."]
+        prompt = turns[0]["content"] if len(turns) == 1 else "\n\n".join(told)
         argv = [live.client, "-p", "--output-format", "json", "--model", self.model, *self.ALONE]
         argv += ["--json-schema", json.dumps(strict_schema(call.schema))] if call.schema else []
         for name, value in self.o.parameters.items():
@@ -1188,13 +1172,14 @@ class ClaudeBackend(LLMBackend):
         try:
             said = json.loads(out)
         except ValueError:
-            words = (err or out).decode("utf-8", "replace").strip()[-300:]
+            words = self.redact((err or out).decode("utf-8", "replace")).strip()[-300:]
             raise Fault("transport", f"exit code {code} and no result: {words}") from None
         text, stop = _text(said, "result"), _text(said, "stop_reason")
         made, usage = _pick(said, "structured_output"), _anthropic_usage(_pick(said, "usage"))
         if code != 0 or _pick(said, "is_error") is not False:
             stop = "max_tokens" if "output token maximum" in text else stop
-            if stop not in ("refusal", "max_tokens"):
+            stop = SCHEMA_GIVEN_UP if _text(said, "subtype") == SCHEMA_GIVEN_UP else stop
+            if stop not in ("refusal", "max_tokens", SCHEMA_GIVEN_UP):
                 raise self._error(code, said)
         elif made is not None:
             text, stop = json.dumps(made), "stop"
@@ -1275,9 +1260,7 @@ class PythonBackend(LLMBackend):
         root = Path(options.root) if options.root else find_project() or Path.cwd()
         module, _, self._function = model.partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), self._function]):
-            raise FinetuneError(
-                f"{self.name}: write it as module:callable, such as fakes.judge:reply"
-            )
+            raise FinetuneError(f"{self.name}: write it as module:callable (fakes.judge:reply)")
         base = root.joinpath(*module.split("."))
         self._path = (base / "__init__.py" if base.is_dir() else base.with_suffix(".py")).resolve()
         if not self._path.is_file() or not self._path.is_relative_to(root.resolve()):
@@ -1303,9 +1286,7 @@ class PythonBackend(LLMBackend):
         said = live.client(call.messages, schema=call.schema, scope=call.scope)
         said = await said if inspect.isawaitable(said) else said
         if not isinstance(said, str):
-            raise FinetuneError(
-                f"{self.name}: returned {type(said).__name__}; a model returns text"
-            )
+            raise FinetuneError(f"{self.name}: returned {type(said).__name__}, and not text")
         return CompletionResult(said, self.model, Usage(), "stop")
 
     def _identity(self) -> dict[str, Any]:
@@ -1463,7 +1444,8 @@ class _Progress:
         if last or now - self.shown >= (0.2 if live else 30.0):
             self.shown = now
             line = progress_line(self.label, report, flying, now - self.started, self.backends)
-            line = f"\r\x1b[K{line}" if live else line
+            width = shutil.get_terminal_size().columns - 1
+            line = f"\r\x1b[K{line[:width]}" if live else line
             with contextlib.suppress(OSError, ValueError):  # a closed terminal never costs the run
                 print(line, end="" if live and not last else "\n", file=sys.stderr, flush=True)
 
@@ -1533,9 +1515,7 @@ class ReadReport:
     def tell(self) -> None:
         """Say on stderr what was skipped; silent when all is well."""
         lines = [f"{self.path}:{number}: skipped: {why}" for number, why in self.bad]
-        lines += [
-            f"{self.path}: id {i} stands twice and differs; one counts" for i in self.conflicts
-        ]
+        lines += [f"{self.path}: id {i} stands twice, differently" for i in self.conflicts]
         for line in lines[:9] + ([f"{self.path}: {len(lines) - 9} more"] if len(lines) > 9 else []):
             print(line, file=sys.stderr)
 
@@ -1659,9 +1639,7 @@ class Appender:
         with contextlib.suppress(FileNotFoundError):
             there = os.stat(self.path)
         if there is None or (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
-            raise DiskStop(
-                f"{self.path}: was moved or deleted while this process was writing to it"
-            )
+            raise DiskStop(f"{self.path}: was moved or deleted while it was being written to")
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -1685,18 +1663,14 @@ def id_of(record: Mapping[str, Any]) -> str | None:
 def is_done(record: Mapping[str, Any]) -> bool:
     """Not a record of an error, and not an assessment that is still unscored."""
     unscored = "pass" in record and record["pass"] is None
-    return not (
-        unscored or record.get("error") or record.get("errors") or record.get("error_count")
-    )
+    return not unscored and not any(record.get(key) for key in ("error", "errors", "error_count"))
 
 
 def append_checkpoint(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one finished item; makes the folder; on the disk when it returns."""
     item = id_of(record)
     if item is None:
-        raise FinetuneError(
-            f"{path}: a checkpoint needs an `id` that is text, not {record.get('id')!r}"
-        )
+        raise FinetuneError(f"{path}: a checkpoint needs a text as `id`, not {record.get('id')!r}")
     with Appender(path) as file:
         file.append({**record, "id": item})
 
@@ -1777,9 +1751,7 @@ class Journal:
     @property
     def spent(self) -> float:
         """Dollars paid as far as known, and the worst case of calls that never came back."""
-        return math.fsum(
-            [self.paid, self.lost, *(worst or 0.0 for worst in self._intents.values())]
-        )
+        return math.fsum([self.paid, self.lost, *(w or 0.0 for w in self._intents.values())])
 
     @property
     def unfinished(self) -> int:
@@ -1876,9 +1848,7 @@ def _hold_lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 500, 0).decode("utf-8", "replace").strip() or "another process"
         os.close(fd)
-        raise StopRun(
-            f"{path}: in use by {holder}. Wait for it or stop it, then run again."
-        ) from None
+        raise StopRun(f"{path}: in use by {holder}. Wait for it or stop it; run again.") from None
     os.ftruncate(fd, 0)
     os.write(fd, f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n".encode())
     return fd
@@ -1891,10 +1861,8 @@ def _now() -> str:
 # ══ 4 Tokens ══════════════════════════════════════════════════════════════════════════════════════
 
 DEFAULT_ENCODING = "o200k_base"
-MESSAGE_TOKENS, REPLY_TOKENS = (
-    4,
-    3,
-)  # what a chat format adds per message, and once, without a template
+MESSAGE_TOKENS = 4  # what a chat format adds to a message, where no template is known
+REPLY_TOKENS = 3  # and once, for the start of the reply
 GENERATION_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 WORD = re.compile(r"[A-Z]?[a-z]{1,15}|[A-Z]{2,4}(?![A-Za-z])")
 # Letters that no everyday word joins: where they stand, a tokenizer falls back to single letters.
@@ -2094,9 +2062,8 @@ def _is_everyday(word: str) -> bool:
 
 
 def _own_tokenizer(folder: Path) -> Tokenizer:
-    encoder = needs("tokenizers", "train", str(folder)).Tokenizer.from_file(
-        str(folder / "tokenizer.json")
-    )
+    tokenizers = needs("tokenizers", "train", str(folder))
+    encoder = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoder.no_truncation()
     encoder.no_padding()
 
@@ -2123,17 +2090,15 @@ def chat_template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
     def refuse(message: str) -> None:
         raise FinetuneError(f"{folder}: the chat template refuses: {message}")
 
-    room = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    loops = ["jinja2.ext.loopcontrols"]
+    room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
     room.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
     room.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     words = {k: v.get("content") if isinstance(v, dict) else v for k, v in known.items()}
-    special = {k: v for k, v in words.items() if k.endswith("_token")}
+    fixed = {k: v for k, v in words.items() if k.endswith("_token")}
+    fixed |= {"add_generation_prompt": False}
     template = room.from_string(GENERATION_MARKS.sub("", source))
-    return lambda messages: template.render(
-        messages=messages, add_generation_prompt=False, **special
-    )
+    return lambda messages: template.render(messages=messages, **fixed)
 
 
 # ══ 5 Slicing ═════════════════════════════════════════════════════════════════════════════════════
@@ -2144,9 +2109,7 @@ def get_slice_points(
 ) -> list[int]:
     """Where to cut: at 3, then every 2 to 5 exchanges, the last always; same id, same cuts."""
     if first < 1 or not 1 <= min_gap <= max_gap:
-        raise FinetuneError(
-            f"slicing needs 1 <= first and 1 <= gaps: {first}, {min_gap} to {max_gap}"
-        )
+        raise FinetuneError(f"slicing: first {first}, gaps {min_gap} to {max_gap}: all from 1 up")
     if total_turns < first:
         return []
     draws = random.Random(int(hashlib.sha256(transcript_id.encode()).hexdigest()[:8], 16))
@@ -2324,9 +2287,8 @@ def _wrong_gates(gates: list[str], seen: Counter[str], criteria: list[str]) -> M
 
 def normalise_answer(answer: object) -> str:
     """YES, NO or NA whatever its case and full stop; anything else is ERROR, never a silent NO."""
-    text = (
-        str(getattr(answer, "answer", answer) or "").strip(" \n.!\"'").upper().replace("N/A", "NA")
-    )
+    text = str(getattr(answer, "answer", answer) or "").strip(" \n.!\"'").upper()
+    text = "NA" if text == "N/A" else text
     return text if text in ANSWERS else "ERROR"
 
 
@@ -2415,14 +2377,10 @@ def score_answers(
         if given[gate] == "NA" and gate in rubric.na_invalid:
             given[gate] = "ERROR"  # no verdict, so neither a pass nor a NO
     failed = [n for n, a in given.items() if a == "NO" or (a == "NA" and n in rubric.na_invalid)]
-    by_category = {name: [m for m in c if m in given] for name, c in rubric.categories.items()}
-    scores = {
-        n: compute_category_score(given, c, rubric.na_invalid) for n, c in by_category.items()
-    }
-    score, errors = (
-        compute_weighted_score(scores, rubric.weights),
-        list(given.values()).count("ERROR"),
-    )
+    forbidden, errors = rubric.na_invalid, list(given.values()).count("ERROR")
+    categories = rubric.categories.items()
+    scores = {name: compute_category_score(given, c, forbidden) for name, c in categories}
+    score = compute_weighted_score(scores, rubric.weights)
     weighted = [m for members in rubric.categories.values() for m in members]
     assessed = [m for m in weighted if given.get(m) in ("YES", "NO") or m in failed]
     coverage = len(assessed) / len(weighted) if weighted else 0.0
@@ -2452,17 +2410,15 @@ def combine_verdicts(
         return replace(base, passed=None, score=None, error_count=max(1, errors))
     if not unsafe and (rule == "majority" or (rule == "auto" and len(there) >= 3)):
         return _by_majority(rubric, there)
-    return min(
-        unsafe or there, key=lambda v: (v.passed is not False, -1 if v.score is None else v.score)
-    )
+    lowest = [(v.passed is not False, v.score or 0.0, n) for n, v in enumerate(unsafe or there)]
+    return (unsafe or there)[min(lowest)[2]]
 
 
 def _by_majority(rubric: Rubric, verdicts: Sequence[AssessmentResult]) -> AssessmentResult:
     """Each criterion by more than half of the judges, else a NO; with a winner's reason."""
     votes, reasons = {}, {}
-    asked = {
-        name: c for name, c in rubric.criteria.items() if any(name in v.answers for v in verdicts)
-    }
+    named = {name for verdict in verdicts for name in verdict.answers}
+    asked = {name: c for name, c in rubric.criteria.items() if name in named}
     for name in asked:
         given = Counter(verdict.answers.get(name, "NA") for verdict in verdicts)
         answer, times = given.most_common(1)[0]
@@ -2482,18 +2438,15 @@ PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 def find_project(start: str | Path | None = None) -> Path | None:
     """The nearest folder from here upwards that is a project, or None."""
     here, marks = Path(start or Path.cwd()).resolve(), (".finetune", "config/project.yaml")
-    return next(
-        (p for p in (here, *here.parents) if any((p / mark).exists() for mark in marks)), None
-    )
+    found = (p for p in (here, *here.parents) if any((p / mark).exists() for mark in marks))
+    return next(found, None)
 
 
 def project_root(start: str | Path | None = None) -> Path:
     """The project that this folder belongs to."""
     found, where = find_project(start), Path(start or Path.cwd()).resolve()
     if found is None:
-        raise FinetuneError(
-            f"{where}: no project here (no .finetune folder, no config/project.yaml)"
-        )
+        raise FinetuneError(f"{where}: no project here: no .finetune, no config/project.yaml")
     return found
 
 
@@ -2539,9 +2492,7 @@ def atomic_write(path: str | Path, data: str | bytes, mode: int = 0o600) -> None
         with contextlib.suppress(OSError):
             os.unlink(partial)
         if isinstance(exc, OSError):
-            raise DiskStop(
-                f"{path}: {exc.strerror}. Nothing was changed; mend that, run again."
-            ) from None
+            raise DiskStop(f"{path}: {exc.strerror}. Nothing was changed.") from None
         raise
     sync_folder(path.parent)
 

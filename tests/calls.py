@@ -1,11 +1,14 @@
 """Models of every provider, pointed at the fake one, with time that passes at once."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from fakes.provider import FakeProvider
 from infrastructure import CompletionResult, FinetuneError, LLMBackend, get_backend
+
+os.environ["NO_PROXY"] = "*"  # the fake is on this machine, whatever the machine is set up for
 
 WIRED = ("local", "openai", "anthropic", "google")  # the kinds that speak HTTP
 KEY = "sk-canary-4f6b1d9a8c7e2053"

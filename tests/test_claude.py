@@ -51,7 +51,8 @@ class Scripted:
 
     def model(self, **options: Any) -> Any:
         passed = FastTime()
-        usual = {"executable": str(self.path), "api_key": KEY, "sleep": passed.sleep, "tries": 2}
+        usual = {"executable": str(self.path), "api_key": KEY, "tries": 2, "patience": 60.0}
+        usual |= {"clock": passed.clock, "sleep": passed.sleep}
         return get_backend("claude", **{"model": "claude-model", **usual, **options})
 
     @property

@@ -232,11 +232,8 @@ def fakes_error(status: int, headers: dict[str, str], text: str = "") -> Excepti
 
 PASSING = {  # the fault, and the kind that it is recorded as when it lasts
     "500": (fakes.server_error(500), "overloaded"),
-    "502": (fakes.server_error(502), "overloaded"),
-    "503": (fakes.server_error(503), "overloaded"),
     "529": (fakes.overloaded(), "overloaded"),
     "408": (fakes.server_error(408), "overloaded"),
-    "409": (fakes.server_error(409), "overloaded"),
     "dropped": (fakes.dropped(), "transport"),
     "cut in the body": (Reply(cut_after=10), "transport"),
     "half a JSON": (fakes.truncated_json(), "undecodable"),
@@ -291,6 +288,16 @@ def test_waits_between_tries_are_spread_and_grow(kind: str, fake: FakeProvider) 
 
 
 @wired
+def test_a_busy_server_that_says_when_to_come_back_is_believed(
+    kind: str, fake: FakeProvider
+) -> None:
+    fake.script([Reply(status=503, error="server_error", headers={"retry-after": "3"})])
+    passed = FastTime()
+    assert ask(model(kind, fake, passed)).content == "echo: hello"
+    assert 3 <= passed.now <= 4.5
+
+
+@wired
 @pytest.mark.parametrize("reply", [Reply(never=True), Reply(drip=0.02)], ids=["silence", "drip"])
 def test_a_hung_server_costs_its_deadline_and_no_second_more(
     kind: str, reply: Reply, fake: FakeProvider
@@ -331,8 +338,12 @@ def test_a_port_where_nobody_listens_is_a_failure_in_plain_words(kind: str) -> N
     assert (failure.kind, "onnect" in str(failure)) == ("transport", True)
 
 
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504, 520, 529])
+def test_a_status_that_passes_is_one_to_retry(status: int) -> None:
+    assert fault_of(fakes_error(status, {})).kind == "overloaded"
+
+
 def test_a_status_is_a_number_and_a_bug_is_no_fault() -> None:
-    assert fault_of(fakes_error(503, {})).kind == "overloaded"
     assert fault_of(Exception("500 Internal Server Error")) is None
     assert fault_of(KeyError("status")) is None
 
