@@ -1,6 +1,7 @@
 """Where the bundle is: the modules, templates, skills and examples that get copied to users."""
 
 import json
+import sys
 from pathlib import Path
 
 MARKER = "code/BUNDLE"
@@ -26,3 +27,10 @@ def is_bundle(root: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(marker, dict) and marker.get("name") == NAME
+
+
+def use_bundle() -> Path:
+    """Put the bundle's modules first on `sys.path`: a project's copies are never imported."""
+    code = bundle_root() / "code"
+    sys.path[:] = [str(code), *(each for each in sys.path if each != str(code))]
+    return code
