@@ -27,11 +27,18 @@ TEMPLATES = CODE / "templates"
 def root(tmp_path: Path) -> Path:
     """A project with the starter files."""
     shutil.copytree(TEMPLATES / "config", tmp_path / "config")
+    (tmp_path / "config/project.yaml").write_text(starter("project.yaml"), "utf-8")
     return tmp_path
 
 
+FILLED = {"name": "my-project", "domain": "support for an invented product", "language": "en"}
+FILLED |= {"hardware": "laptop with 16 GB of memory", "offline": "true"}
+
+
 def starter(name: str) -> str:
-    return (TEMPLATES / "config" / name).read_text("utf-8")
+    """A starter file as `finetune init` writes it."""
+    text = (TEMPLATES / "config" / name).read_text("utf-8")
+    return infrastructure.PLACEHOLDER.sub(lambda found: FILLED[found[1]], text)
 
 
 def mistakes(folder: Path, name: str, text: str | bytes) -> list[str]:
@@ -45,8 +52,8 @@ def mistakes(folder: Path, name: str, text: str | bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_starter_file_is_valid(name: str) -> None:
-    assert check_file(TEMPLATES / "config" / name) == []
+def test_a_starter_file_is_valid(name: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, name, starter(name)) == []
 
 
 def test_the_starter_rubric_passes_the_kernels_own_check() -> None:

@@ -1,0 +1,374 @@
+"""The `finetune` command: it scaffolds, checks and shows; it holds no pipeline logic.
+
+stdout carries results (`--json` everywhere), stderr progress. Exit 0: passed. 1: not. 2: usage or
+environment. Imports happen inside the verbs, so that `finetune --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXAMPLE = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+as_json = click.option("--json", "json_", is_flag=True, help="One JSON object on stdout.")
+
+
+class Verbs(click.Group):
+    """Shows our errors as one text without a traceback, with their own exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from finetune_skills.bundle import use_bundle
+
+        use_bundle()
+        from infrastructure import FinetuneError
+
+        try:
+            return super().invoke(ctx)
+        except FinetuneError as error:
+            click.echo(str(error), err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=Verbs, context_settings=EXAMPLE)
+@click.version_option(package_name="finetune-skills", message="%(version)s")
+def main() -> None:
+    """From "I want a model that is good at DOMAIN conversations" to one that is shown to be better.
+
+    Start with `finetune init DIR`, then follow `finetune status`.
+    """
+
+
+def project() -> Path:
+    from infrastructure import project_root
+
+    return project_root()
+
+
+def show(value: Any, text: str, json_: bool) -> None:
+    """The result: as JSON, or as text for a person."""
+    click.echo(json.dumps(value, indent=2) if json_ else text)
+
+
+QUESTIONS = {  # name of the value: (question, what it is when nobody is asked)
+    "name": ("Short name of the project", ""),
+    "domain": ("What should the model be good at, in one sentence", "not decided yet"),
+    "language": ("Main language (en, de, pt-BR, ...)", "en"),
+    "hardware": ("Which machine will run the model", "not decided yet"),
+    "offline": ("Must it work without any network (true or false)", "true"),
+}
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--name", help="Short name; start value: the folder's name.")
+@click.option("--domain", help="What the model should be good at, in one sentence.")
+@click.option("--language", help="Main language, such as en.")
+@click.option("--hardware", help="The machine that will run the model.")
+@click.option("--offline", type=click.Choice(["true", "false"]), help="Without any network?")
+@as_json
+def init(directory: Path, json_: bool, **given: str | None) -> None:
+    """Make a project: config, modules, and the record that upgrades need.
+
+    Asks for what no flag says, when it runs at a terminal. Overwrites nothing.
+
+    Example: finetune init my-project --domain "returns and refunds of a web shop"
+    """
+    from finetune_skills.bundle import bundle_root
+    from finetune_skills.scaffold import create_project
+
+    values = answers(given, directory.resolve().name)
+    files = create_project(directory, bundle_root(), values)
+    wrong = project_mistakes(directory)
+    told = {"project": str(directory), "files": [str(path) for path in files], "mistakes": wrong}
+    text = f"{directory}: {len(files)} files\n" + "".join(f"  {line}\n" for line in wrong)
+    show(told, f"{text}Next: cd {directory} && finetune status", json_)
+
+
+def answers(given: dict[str, str | None], folder: str) -> dict[str, str]:
+    """From flags; at a terminal, ask for the rest; else the start values."""
+    import re
+
+    asked = sys.stdin.isatty() and sys.stderr.isatty()
+    values = {}
+    for key, (question, usual) in QUESTIONS.items():
+        usual = usual or re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-.") or "project"
+        known = given.get(key)
+        ask = known is None and asked
+        values[key] = click.prompt(question, usual, err=True) if ask else known or usual
+    return values
+
+
+def project_mistakes(root: Path) -> list[str]:
+    """What the answers got wrong, so that it is said at once and not at the first gate."""
+    from settings import SettingsError, load_project
+
+    try:
+        load_project(root)
+    except SettingsError as error:
+        return [str(finding) for finding in error.findings]
+    return []
+
+
+@main.command()
+@as_json
+def status(json_: bool) -> None:
+    """Phases, gates, what is missing, and the next command.
+
+    Example: finetune status --json
+    """
+    from finetune_skills import gates
+
+    found = gates.states(project())
+    following = gates.next_command(found)
+    told = {"gates": [state.to_dict() for state in found.values()], "next": following}
+    show(told, status_table(found, following), json_)
+
+
+def status_table(found: Any, following: str) -> str:
+    """At most 80 columns, readable without colour."""
+    from finetune_skills.gates import PHASES
+
+    lines = []
+    for phase in PHASES:
+        rows = [state for state in found.values() if state.phase == phase]
+        done = sum(state.state in ("passed", "waived") for state in rows)
+        lines.append(f"{phase}  {done}/{len(rows)}")
+        for state in rows:
+            lines.append(f"  {state.gate:<11}{state.state}" + waived_because(state))
+            if state.state in ("failed", "stale"):
+                lines += [f"      {finding}" for finding in state.findings]
+    return "\n".join([*lines, "", f"Next: {following}" if following else "Next: nothing to run"])
+
+
+def waived_because(state: Any) -> str:
+    return f" ({state.reason})" if state.reason else ""
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--phase", help="All gates of a phase: design, generate or train.")
+@click.option("--all", "all_", is_flag=True, help="Every gate, in order.")
+@click.option("--by", default="", help="Who runs it; kept in the ledger.")
+@as_json
+def gate(name: str | None, phase: str | None, all_: bool, by: str, json_: bool) -> None:
+    """Run a gate's check, print what it finds, keep the result. Exit 0 passed, 1 not.
+
+    Example: finetune gate model
+    """
+    from finetune_skills import gates
+
+    names = [n for n, row in gates.GATES.items() if all_ or row.phase == phase]
+    names = [name] if name else names
+    if not names or (name and (phase or all_)):
+        raise click.UsageError("name one gate, or --phase design, generate or train, or --all")
+    root = project()
+    found = [gates.pass_gate(root, each, by) for each in names]
+    text = "\n".join(gate_text(state) for state in found)
+    show([state.to_dict() for state in found], text, json_)
+    sys.exit(0 if all(state.state in gates.OPEN for state in found) else 1)
+
+
+def gate_text(state: Any) -> str:
+    from finetune_skills.gates import STATES
+
+    figures = "".join(f"\n    {key}: {value}" for key, value in state.figures.items())
+    findings = "".join(f"\n    {finding}" for finding in state.findings)
+    return f"gate {state.gate}: {state.state} ({STATES[state.state]}){figures}{findings}"
+
+
+@main.command()
+@click.argument("name")
+@click.option("--by", required=True, help="Your name; kept in the ledger and in every report.")
+@as_json
+def approve(name: str, by: str, json_: bool) -> None:
+    """Approve a gate that needs a person. Works only at a terminal.
+
+    Example: finetune approve pilot --by "Ann Example"
+    """
+    confirm(name)
+    decide(name, "approved", by, "", json_)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--reason", required=True, help="Why; repeated in every report and model card.")
+@click.option("--by", required=True, help="Your name.")
+@as_json
+def waive(name: str, reason: str, by: str, json_: bool) -> None:
+    """Let a gate through that has not passed. A person's act, only at a terminal.
+
+    Example: finetune waive tokens --reason "no tokenizer offline" --by Ann
+    """
+    confirm(name)
+    decide(name, "waived", by, reason, json_)
+
+
+def confirm(name: str) -> None:
+    """A person sits here: a terminal, and the gate's name typed by hand."""
+    from finetune_skills.gates import gate_named
+    from infrastructure import FinetuneError
+
+    gate_named(name)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise FinetuneError(
+            f"gate {name}: a person must do this, at a terminal; ask them to run it"
+        )
+    click.echo(f"Type the gate's name ({name}) to go on: ", nl=False, err=True)
+    if sys.stdin.readline().strip() != name:
+        raise FinetuneError(f"gate {name}: the name was not typed; nothing was changed")
+
+
+def decide(name: str, result: str, by: str, reason: str, json_: bool) -> None:
+    from finetune_skills import gates
+
+    state = gates.decide(project(), name, result, by, reason)
+    show(state.to_dict(), gate_text(state), json_)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+@as_json
+def upgrade(dry_run: bool, json_: bool) -> None:
+    """Bring what is new in this release into the project's copied files, merged with your edits.
+
+    Clashes leave markers and exit 1; files that you deleted stay deleted.
+
+    Example: finetune upgrade --dry-run
+    """
+    from finetune_skills.bundle import bundle_root
+    from finetune_skills.upgrade import apply_upgrade, exit_code, plan_upgrade
+
+    actions = (plan_upgrade if dry_run else apply_upgrade)(project(), bundle_root())
+    changes = [action for action in actions if action.kind != "unchanged"]
+    text = "\n".join(map(str, changes)) or "nothing to change"
+    show([action.to_dict() for action in actions], text, json_)
+    sys.exit(exit_code(actions))
+
+
+@main.command("install")
+@click.option("--user", is_flag=True, help="For all your projects, not only this folder.")
+@click.option("--agent", type=click.Choice(["claude", "agents"]), default="claude")
+@click.option("--uninstall", is_flag=True, help="Remove what was put there, and only that.")
+@click.option("--force", is_flag=True, help="Also replace installed files that were edited.")
+@as_json
+def install_skills(user: bool, agent: str, uninstall: bool, force: bool, json_: bool) -> None:
+    """Copy skills, code and examples into .claude/skills or .agents/skills.
+
+    Example: finetune install --agent claude
+    """
+    from finetune_skills import install as installing
+    from finetune_skills.bundle import bundle_root
+
+    where, scope = (Path.home(), "user") if user else (Path.cwd(), "project")
+    if uninstall:
+        report = installing.uninstall(where, agent, scope)
+    else:
+        report = installing.install(bundle_root(), where, agent, scope, force)
+    counts = {name: len(getattr(report, name)) for name in ("added", "updated", "removed")}
+    lines = [f"{report.target}: " + ", ".join(f"{n} {name}" for name, n in counts.items())]
+    lines += [f"  kept {name}: {why}" for name, why in report.kept.items()]
+    lines += [f"  this bundle has no {name} yet" for name in report.missing]
+    show(report.to_dict(), "\n".join([*lines, *report.warnings]), json_)
+    sys.exit(report.exit_code)
+
+
+PACKAGES: tuple[str, ...] = (
+    "pydantic",
+    "tenacity",
+    "openai",
+    "anthropic",
+    "google-genai",
+    "aiohttp",
+)
+PACKAGES += ("llama-cpp-python", "genai-prices", "tiktoken", "tokenizers", "torch")
+
+
+@main.command()
+@click.option("--live", is_flag=True, help="One tiny call to each role's model. May cost a little.")
+@as_json
+def doctor(live: bool, json_: bool) -> None:
+    """Versions, packages, and which keys are set (never the keys). Exit 1: a role doesn't answer.
+
+    Example: finetune doctor --live
+    """
+    import os
+    import platform
+
+    from infrastructure import KEYS, find_project
+
+    root = find_project()
+    environment_of(root)
+    told: dict[str, Any] = {"python": platform.python_version(), "project": str(root or "none")}
+    told["packages"] = {name: version_of(name) for name in PACKAGES}
+    told["keys"] = {name: "set" if os.environ.get(name) else "not set" for name in KEYS}
+    told["roles"] = call_roles(root) if live and root else {}
+    show(told, doctor_text(told), json_)
+    sys.exit(int(any(not said.startswith("answers") for said in told["roles"].values())))
+
+
+def environment_of(root: Path | None) -> None:
+    """Read the project's .env; a malformed one is said and changes nothing."""
+    from settings import SettingsError, read_env
+
+    try:
+        _ = read_env(root) if root else []
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+
+
+def version_of(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def call_roles(root: Path) -> dict[str, str]:
+    """What each decided role answers to one tiny question."""
+    import asyncio
+
+    from infrastructure import FinetuneError, get_backend
+    from settings import SettingsError, backend_arguments, load_project
+
+    try:
+        roles = load_project(root).roles
+    except SettingsError as error:
+        raise FinetuneError(str(error)) from None
+    said = {}
+    for name, role in decided(roles):
+        spec, options = backend_arguments(role)
+        options = options | ({"root": root} if spec.startswith("python:") else {})
+        try:
+            reply = asyncio.run(get_backend(spec, **options).complete("Say: ready", max_tokens=200))
+            said[name] = f"answers ({spec}, {reply.usage.output_tokens} tokens)"
+        except FinetuneError as error:
+            said[name] = str(error)
+    return said
+
+
+def decided(roles: Any) -> list[tuple[str, Any]]:
+    """Every role that has a model; lists are counted from 0."""
+    found: list[tuple[str, Any]] = []
+    for name in type(roles).model_fields:
+        value = getattr(roles, name)
+        several = value if isinstance(value, list) else [value]
+        names = [f"{name}[{n}]" for n in range(len(several))] if several is value else [name]
+        found += [pair for pair in zip(names, several, strict=True) if pair[1] is not None]
+    return found
+
+
+def doctor_text(told: dict[str, Any]) -> str:
+    lines = [f"python {told['python']}, project {told['project']}"]
+    for part in ("packages", "keys", "roles"):
+        lines += [f"{part}:", *(f"  {name:<22}{value}" for name, value in told[part].items())]
+    return "\n".join(line for line in lines if line != "roles:" or told["roles"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The gates: one row each, what it looks at, what it checks, and what the ledger says of it.
+
+A check is a cheap, pure function of files. It lives here, outside the project, so that the thing
+being checked can't edit its examiner. The ledger alone never makes a gate passed: `state_of` runs
+the check again and compares the hashes of what was looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_skills.bundle import use_bundle
+
+use_bundle()
+
+from infrastructure import (  # noqa: E402 - the bundle's kernel, never the project's copy
+    PEOPLE_GATES,
+    Appender,
+    FinetuneError,
+    ReadReport,
+    iter_records,
+    require_gate,
+    selector_hash,
+)
+
+SCHEMA = 1
+LEDGER = Path(".finetune/ledger.jsonl")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that keeps a gate closed: where, what, what to do."""
+
+    where: str
+    what: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" {self.todo}" if self.todo else "")
+
+
+@dataclass
+class Checked:
+    """What a check found. A check that looked at nothing has not passed."""
+
+    findings: list[Finding] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    items: int = 0
+
+
+Check = Callable[[Path], Checked]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A row of the table."""
+
+    name: str
+    phase: str
+    needs: tuple[str, ...] = ()
+    looks_at: tuple[str, ...] = ()
+    check: Check | None = None  # None: its stage is not built yet, so it never passes
+
+    @property
+    def person(self) -> bool:
+        return self.name in PEOPLE_GATES
+
+
+def check_model(root: Path) -> Checked:
+    """A base model is chosen, its role can be built, and design/model-choice.md says why."""
+    from settings import SettingsError, load_project
+
+    checked = Checked(items=2)
+    try:
+        base = load_project(root).roles.base
+    except SettingsError as error:
+        checked.findings += [_told(finding) for finding in error.findings]
+        return checked
+    if base is None:
+        todo = "Write the model that will be fine-tuned, for example `model: local:NAME`."
+        checked.findings.append(Finding("config/project.yaml roles.base", "no model yet.", todo))
+        return checked
+    checked.figures["base"] = base.model
+    checked.findings += _wrong_in_choice(root / "design/model-choice.md", base.model)
+    return checked
+
+
+def _told(found: Any) -> Finding:
+    """A finding of the settings, as a finding of a gate."""
+    line = f":{found.line}" if found.line else ""
+    return Finding(f"{found.file}{line} {found.where}".strip(), found.message)
+
+
+def _wrong_in_choice(path: Path, model: str) -> Iterator[Finding]:
+    where, name = "design/model-choice.md", model.partition(":")[2]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        yield Finding(where, "is missing.", "Say which models were compared and why this one.")
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        yield Finding(where, f"cannot be read: {error}.")
+        return
+    if name not in text:
+        yield Finding(where, f"does not name the chosen model {name}.", "Say why it was chosen.")
+    if len(text.split()) < 30:
+        yield Finding(where, "has fewer than 30 words.", "Name the candidates and the reason.")
+
+
+MODEL_SEEN = ("project.yaml#/roles/base", "project.yaml#/target", "design/model-choice.md")
+GATES = {
+    gate.name: gate
+    for gate in (
+        Gate("model", "design", (), MODEL_SEEN, check_model),
+        Gate("tokens", "design", ("model",)),
+        Gate("taxonomy", "design", ("model",)),
+        Gate("rubric", "design", ("taxonomy",)),
+        Gate("personas", "design", ("taxonomy",)),
+        Gate("prompts", "design", ("rubric", "personas")),
+        Gate("baseline", "design", ("tokens", "prompts")),
+        Gate("pilot", "generate", ("baseline",)),
+        Gate("confirm", "generate", ("pilot",)),
+        Gate("scale", "generate", ("confirm",)),
+        Gate("audit", "generate", ("scale",)),
+        Gate("fixup", "generate", ("audit",)),
+        Gate("slice", "generate", ("fixup",)),
+        Gate("dataset", "train", ("slice",)),
+        Gate("mask", "train", ("dataset",)),
+        Gate("training", "train", ("mask",)),
+        Gate("gguf", "train", ("training",)),
+        Gate("evaluation", "train", ("gguf",)),
+        Gate("sanity", "train", ("evaluation",)),
+        Gate("ship", "train", ("sanity",)),
+    )
+}
+PHASES = ("design", "generate", "train")
+OPEN = frozenset({"passed", "waived"})
+STATES = {
+    "passed": "checked, and nothing it looked at has changed",
+    "waived": "a person let it through, with a reason",
+    "waiting": "the check passed; a person has to approve it",
+    "stale": "something it looked at has changed since",
+    "failed": "the check finds something, or it never passed",
+    "blocked": "a gate that it needs is not passed",
+    "not run": "its check would pass; it has not been run",
+    "not built": "its stage is not built yet, so it can't pass",
+}
+
+
+@dataclass
+class State:
+    """Where one gate stands now, recomputed from the files."""
+
+    gate: str
+    phase: str
+    state: str
+    findings: list[Finding] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""  # of a waiver
+
+    def to_dict(self) -> dict[str, Any]:
+        shown = vars(self) | {"findings": [str(finding) for finding in self.findings]}
+        return {key: value for key, value in shown.items() if value not in ({}, [], "")}
+
+
+def gate_named(name: str) -> Gate:
+    if name not in GATES:
+        from infrastructure import unknown
+
+        raise FinetuneError(unknown("gate", name, GATES))
+    return GATES[name]
+
+
+def ledger_rows(root: Path) -> list[dict[str, Any]]:
+    """Every readable line of the ledger; damaged ones are said on stderr."""
+    report = ReadReport()
+    rows = list(iter_records(root / LEDGER, report))
+    report.tell()
+    return rows
+
+
+def states(root: Path) -> dict[str, State]:
+    """Every gate in order, recomputed; a gate is open only when all that it needs is."""
+    rows, found = ledger_rows(root), dict[str, State]()
+    for gate in GATES.values():
+        own = [row for row in rows if row.get("gate") == gate.name]
+        blocked = [name for name in gate.needs if found[name].state not in OPEN]
+        found[gate.name] = _state(root, gate, own, blocked)
+    return found
+
+
+def _state(root: Path, gate: Gate, rows: Sequence[Mapping[str, Any]], blocked: list[str]) -> State:
+    state = State(gate.name, gate.phase, "not built")
+    if gate.check is None:
+        return state
+    checked = run_check(root, gate)
+    state.findings, state.figures = checked.findings, checked.figures
+    last = rows[-1] if rows else {}
+    fresh = _still_open(gate.name, root)
+    if last.get("result") == "waived" and fresh:
+        state.state, state.reason = "waived", str(last.get("reason", ""))
+    elif blocked:
+        state.state = "blocked"
+        state.findings = [Finding(gate.name, f"needs {name}.") for name in blocked]
+    elif checked.findings:
+        state.state = "failed"
+    elif fresh:
+        state.state = "passed"
+    else:
+        state.state = _not_open(root, gate, last)
+    return state
+
+
+def _not_open(root: Path, gate: Gate, last: Mapping[str, Any]) -> str:
+    """Why a gate whose check passes is not open: never run, changed since, or nobody approved."""
+    if last.get("result") not in ("passed", "approved", "waived"):
+        return "not run"
+    return "waiting" if last.get("looked_at") == looked_at(root, gate) else "stale"
+
+
+def _still_open(name: str, root: Path) -> bool:
+    """What the scripts themselves ask: does the ledger open this gate, with all hashes equal?"""
+    try:
+        require_gate(name, root)
+    except FinetuneError:
+        return False
+    return True
+
+
+def run_check(root: Path, gate: Gate) -> Checked:
+    """The check's findings; one that looked at nothing, or at a missing thing, has one more."""
+    if gate.check is None:
+        return Checked([Finding(gate.name, "its stage is not built yet, so it can't pass.")])
+    checked = gate.check(root)
+    if not checked.findings and not checked.items:
+        checked.findings.append(Finding(gate.name, "there was nothing to check."))
+    if not checked.findings:
+        missing = [name for name, seen in looked_at(root, gate).items() if seen is None]
+        checked.findings += [Finding(name, "is not there.") for name in missing]
+    return checked
+
+
+def looked_at(root: Path, gate: Gate) -> dict[str, str | None]:
+    return {selector: selector_hash(root, selector) for selector in gate.looks_at}
+
+
+def pass_gate(root: Path, name: str, by: str = "") -> State:
+    """Run one gate's check and write the result into the ledger; gives where it stands then."""
+    gate = gate_named(name)
+    before = states(root)
+    closed = [need for need in gate.needs if before[need].state not in OPEN]
+    checked = run_check(root, gate)
+    checked.findings += [Finding(name, f"needs {n}.", f"Run: finetune gate {n}") for n in closed]
+    result = "failed" if checked.findings else "passed"
+    record(root, gate, result, by, figures=checked.figures)
+    after = states(root)[name]
+    after.findings = checked.findings or after.findings
+    return after
+
+
+def decide(root: Path, name: str, result: str, by: str, reason: str = "") -> State:
+    """A person's act: approve what the check passed, or waive a gate with a reason."""
+    gate, now = gate_named(name), states(root)[name]
+    if gate.check is None:
+        raise FinetuneError(f"gate {name}: its stage is not built yet; there is nothing to decide")
+    if result == "approved" and not gate.person:
+        raise FinetuneError(f"gate {name}: needs no person; run: finetune gate {name}")
+    if result == "approved" and now.state not in ("waiting", "passed"):
+        raise FinetuneError(f"gate {name}: is {now.state}; first run: finetune gate {name}")
+    if not any(looked_at(root, gate).values()):
+        raise FinetuneError(f"gate {name}: nothing that it looks at is there yet")
+    record(root, gate, result, by, reason=reason, figures=now.figures)
+    return states(root)[name]
+
+
+def record(root: Path, gate: Gate, result: str, by: str, **more: Any) -> None:
+    """Append one line to the ledger; on the disk when it returns."""
+    seen = {name: hashed for name, hashed in looked_at(root, gate).items() if hashed is not None}
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = {"schema": SCHEMA, "at": at, "gate": gate.name, "result": result}
+    line |= {"claimed_by": by or os.environ.get("USER", "")} | more | {"looked_at": seen}
+    with Appender(root / LEDGER) as ledger:
+        ledger.append(line)
+
+
+def next_command(found: Mapping[str, State]) -> str:
+    """What to run next, from the first gate that is not open."""
+    first = next((state for state in found.values() if state.state not in OPEN), None)
+    if first is None:
+        return ""
+    if first.state == "waiting":
+        return f"finetune approve {first.gate} --by NAME   (a person, at a terminal)"
+    return "" if first.state == "not built" else f"finetune gate {first.gate}"

@@ -1,0 +1,319 @@
+"""The `finetune` command: a project that knows where it stands, and gates with teeth."""
+
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from children import CODE
+
+CHOICE = "We compared eight candidates. qwen-mini was chosen because " + "it fits our laptop " * 8
+BASE = '  base: {model: "local:qwen-mini", preset: ollama}'
+COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
+
+
+def finetune(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a program, without a terminal."""
+    environment = os.environ | {"PYTHONPATH": str(CODE), "COLUMNS": "80"}
+    return subprocess.run(
+        [*COMMAND, *words], cwd=root, env=environment, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def as_json(root: Path, *words: str) -> Any:
+    return json.loads(finetune(root, *words, "--json").stdout)
+
+
+def state(root: Path, gate: str = "model") -> str:
+    found = as_json(root, "status")["gates"]
+    return str(next(row["state"] for row in found if row["gate"] == gate))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    done = finetune(folder, "init", "demo", "--domain", "returns of a web shop")
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "demo"
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A new project, before its first decision."""
+    subprocess.run(["cp", "-R", str(made), str(tmp_path / "demo")], check=True)
+    return tmp_path / "demo"
+
+
+@pytest.fixture
+def ready(root: Path) -> Path:
+    """A project whose model is chosen and whose reasons are written down."""
+    edit(root / "config/project.yaml", "  base: null ", f"{BASE} ")
+    (root / "design").mkdir()
+    (root / "design/model-choice.md").write_text(CHOICE)
+    return root
+
+
+# init
+
+
+def test_a_new_project_is_valid_and_holds_no_script_that_is_not_built(root: Path) -> None:
+    names = {path.name for path in root.iterdir()}
+    assert {"infrastructure.py", "settings.py", "criteria.py", "config", ".finetune"} <= names
+    assert "scripts" not in names
+    assert "returns of a web shop" in (root / "config/project.yaml").read_text()
+
+
+def test_init_overwrites_nothing(root: Path) -> None:
+    before = (root / "config/project.yaml").read_bytes()
+    again = finetune(root.parent, "init", "demo")
+    assert again.returncode == 2
+    assert "already there: .finetune, infrastructure.py" in again.stderr
+    assert (root / "config/project.yaml").read_bytes() == before
+
+
+def test_the_copied_modules_work_in_the_project(root: Path) -> None:
+    script = "from criteria import *; print(len(CATEGORIES), AssessmentOutput.__name__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split()[1:] == ["AssessmentOutput"], done.stderr
+
+
+# The states of a gate
+
+
+def test_status_names_the_next_command_in_each_state_of_the_model_gate(ready: Path) -> None:
+    (ready / "design/model-choice.md").rename(ready / "choice")
+    assert (state(ready), as_json(ready, "status")["next"]) == ("failed", "finetune gate model")
+    (ready / "choice").rename(ready / "design/model-choice.md")
+    assert (state(ready), as_json(ready, "status")["next"]) == ("not run", "finetune gate model")
+    assert finetune(ready, "gate", "model").returncode == 0
+    assert (state(ready), as_json(ready, "status")["next"]) == ("passed", "")
+    edit(ready / "config/project.yaml", "preset: ollama", "preset: vllm")
+    assert (state(ready), as_json(ready, "status")["next"]) == ("stale", "finetune gate model")
+
+
+def test_a_failing_gate_exits_1_and_names_file_and_what_to_do(root: Path) -> None:
+    done = finetune(root, "gate", "model")
+    assert done.returncode == 1
+    assert "config/project.yaml roles.base: no model yet." in done.stdout
+    assert json.loads((root / ".finetune/ledger.jsonl").read_text())["result"] == "failed"
+
+
+MUTATIONS = {
+    "the model": ("local:qwen-mini", "local:qwen-mini-2", "failed"),
+    "where it is served": ("preset: ollama", "preset: vllm", "stale"),
+    "the machine": ("offline: true", "offline: false", "stale"),
+    "its window": ("context_window: 32768", "context_window: 40000", "stale"),
+    "a comment": ("# Decide this first.", "# Decide this at once.", "passed"),
+    "an unrelated number": ("min_exchanges: 10", "min_exchanges: 11", "passed"),
+    "an unrelated role": ("fixup: null", 'fixup: {model: "openai:x"}', "passed"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "then"), MUTATIONS.values(), ids=MUTATIONS)
+def test_what_was_looked_at_turns_a_gate_stale_and_nothing_else_does(
+    ready: Path, old: str, new: str, then: str
+) -> None:
+    finetune(ready, "gate", "model")
+    edit(ready / "config/project.yaml", old, new)
+    assert state(ready) == then
+
+
+def test_an_edited_reason_turns_the_gate_stale(ready: Path) -> None:
+    finetune(ready, "gate", "model")
+    edit(ready / "design/model-choice.md", "eight", "nine")
+    assert state(ready) == "stale"
+
+
+def test_a_forged_ledger_line_never_makes_a_gate_passed(root: Path) -> None:
+    sys.path[:0] = [str(CODE)]
+    from infrastructure import selector_hash
+
+    seen = {"project.yaml#/roles/base": selector_hash(root, "project.yaml#/roles/base")}
+    for gate in ("model", "tokens"):
+        line = {"schema": 1, "gate": gate, "result": "passed", "looked_at": seen}
+        with (root / ".finetune/ledger.jsonl").open("a") as ledger:
+            ledger.write(json.dumps(line) + "\n")
+    assert (state(root, "model"), state(root, "tokens")) == ("failed", "not built")
+
+
+def test_a_gate_whose_stage_is_not_built_never_passes(ready: Path) -> None:
+    finetune(ready, "gate", "model")
+    done = finetune(ready, "gate", "--phase", "design")
+    assert done.returncode == 1
+    assert "not built yet" in done.stdout
+    assert state(ready, "baseline") == "not built"
+
+
+def test_twenty_gates_stand_in_their_phases_and_need_only_earlier_ones() -> None:
+    from finetune_skills.gates import GATES, PHASES
+
+    names = list(GATES)
+    assert len(names) == 20
+    assert [sum(g.phase == phase for g in GATES.values()) for phase in PHASES] == [7, 6, 7]
+    assert all(names.index(n) < names.index(g.name) for g in GATES.values() for n in g.needs)
+
+
+# People
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["approve", "pilot", "--by", "Ann"], ["waive", "model", "--reason", "x", "--by", "Ann"]],
+)
+def test_a_persons_act_without_a_terminal_exits_2_and_says_who_must_do_it(
+    ready: Path, words: list[str]
+) -> None:
+    done = finetune(ready, *words)
+    assert done.returncode == 2
+    assert "a person must do this" in done.stderr
+    assert not (ready / ".finetune/ledger.jsonl").exists()
+
+
+def at_a_terminal(root: Path, typed: str, *words: str) -> tuple[int, str]:
+    """The command with a terminal of its own, and what a person types there."""
+    parent, child = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(CODE)}
+    process = subprocess.Popen(
+        [*COMMAND, *words], cwd=root, env=environment, stdin=child, stderr=child,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(child)
+    os.write(parent, typed.encode() + b"\n")
+    said = process.communicate(timeout=60)[0]
+    os.close(parent)
+    return process.returncode, said
+
+
+def test_a_waiver_needs_the_typed_name_and_opens_the_gate_with_its_reason(root: Path) -> None:
+    words = ("waive", "model", "--reason", "no choice here", "--by", "Ann")
+    assert at_a_terminal(root, "modell", *words)[0] == 2
+    assert state(root) == "failed"
+    assert at_a_terminal(root, "model", *words)[0] == 0
+    assert state(root) == "waived"
+    assert "no choice here" in finetune(root, "status").stdout
+
+
+def test_a_waiver_ends_when_what_it_looked_at_changes(root: Path) -> None:
+    at_a_terminal(root, "model", "waive", "model", "--reason", "x", "--by", "Ann")
+    edit(root / "config/project.yaml", "offline: true", "offline: false")
+    assert state(root) == "failed"
+
+
+# First errors
+
+
+def test_outside_a_project_the_command_says_so_and_exits_2(tmp_path: Path) -> None:
+    done = finetune(tmp_path, "status")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "no project here" in done.stderr
+
+
+def test_broken_yaml_is_one_finding_with_its_line(ready: Path) -> None:
+    edit(ready / "config/project.yaml", "roles:", "roles: [")
+    done = finetune(ready, "gate", "model")
+    assert done.returncode == 1
+    assert "config/project.yaml:" in done.stdout
+
+
+def test_an_unknown_gate_names_the_nearest(ready: Path) -> None:
+    done = finetune(ready, "gate", "modle")
+    assert done.returncode == 2
+    assert 'Did you mean "model"?' in done.stderr
+
+
+def test_a_torn_ledger_is_reported_and_the_next_result_is_kept(ready: Path) -> None:
+    finetune(ready, "gate", "model")
+    with (ready / ".finetune/ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"gate":"mod')
+    assert state(ready) == "passed"
+    assert finetune(ready, "gate", "model").returncode == 0
+    assert "ledger.jsonl:2: skipped" in finetune(ready, "status").stderr
+
+
+def test_two_projects_in_one_environment_each_run_their_own_modules(
+    root: Path, tmp_path: Path
+) -> None:
+    (root / "settings.py").write_text("raise SystemExit('the project's own code was run')")
+    assert finetune(root, "status").returncode == 0
+    (root / "infrastructure.py").write_text("MINE = 1")
+    script = "import infrastructure; print(infrastructure.MINE)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+
+
+def test_every_verb_has_help_with_an_example_within_80_columns(tmp_path: Path) -> None:
+    verbs = ["init", "status", "gate", "approve", "waive", "upgrade", "install", "doctor"]
+    for verb in verbs:
+        said = finetune(tmp_path, verb, "--help").stdout
+        assert f"Example: finetune {verb}" in said
+        assert "--json" in said
+        assert max(map(len, said.splitlines())) <= 80
+
+
+def test_help_is_quick(tmp_path: Path) -> None:
+    """0.3 CPU seconds is the budget of the house; a start of Python is in it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finetune(tmp_path, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 0.6  # twice the budget: the machine is shared; `make bench` has the figure
+
+
+# upgrade, install, doctor
+
+
+def test_an_upgrade_of_a_new_project_changes_nothing(root: Path) -> None:
+    done = finetune(root, "upgrade", "--dry-run")
+    assert (done.returncode, done.stdout) == (0, "nothing to change\n")
+
+
+def test_an_edited_file_survives_an_upgrade(root: Path) -> None:
+    edit(root / "criteria.py", "from typing", "# mine\nfrom typing")
+    assert finetune(root, "upgrade").returncode == 0
+    assert "# mine" in (root / "criteria.py").read_text()
+
+
+def test_installed_code_can_be_copied_by_the_documented_command(tmp_path: Path) -> None:
+    report = as_json(tmp_path, "install")
+    assert report["added"]
+    assert (tmp_path / ".claude/skills/code/infrastructure.py").is_file()
+    assert as_json(tmp_path, "install")["added"] == []
+    as_json(tmp_path, "install", "--uninstall")
+    assert not (tmp_path / ".claude/skills/code").exists()
+
+
+def test_doctor_says_which_keys_are_set_and_never_shows_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1234567890")
+    (root / ".env").write_text("ANTHROPIC_API_KEY=sk-canary-0987654321\n")
+    done = finetune(root, "doctor", "--json")
+    keys = json.loads(done.stdout)["keys"]
+    assert (keys["OPENAI_API_KEY"], keys["ANTHROPIC_API_KEY"]) == ("set", "set")
+    assert "sk-canary" not in done.stdout + done.stderr
+
+
+def test_doctor_live_asks_each_role_once(root: Path) -> None:
+    (root / "echo.py").write_text(
+        'def reply(messages, *, schema=None, scope=""):\n    return "ready"'
+    )
+    edit(root / "config/project.yaml", "base: null", 'base: {model: "python:echo:reply"}')
+    edit(root / "config/project.yaml", "fixup: null", 'fixup: {model: "python:none:reply"}')
+    done = finetune(root, "doctor", "--live", "--json")
+    roles = json.loads(done.stdout)["roles"]
+    assert roles["base"].startswith("answers")
+    assert "no module" in roles["fixup"]
+    assert done.returncode == 1
