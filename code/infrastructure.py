@@ -2431,6 +2431,7 @@ def _by_majority(rubric: Rubric, verdicts: Sequence[AssessmentResult]) -> Assess
 # ══ 7 Project ═════════════════════════════════════════════════════════════════════════════════════
 
 MAX_YAML = 5_000_000  # bytes
+LARGE_FILE = 10_000_000  # bytes: from here on a hash is worth keeping
 PEOPLE_GATES = frozenset({"baseline", "pilot", "confirm", "evaluation", "ship"})
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
@@ -2460,11 +2461,22 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file; read again only when its size, time or inode has changed."""
+def file_hash(path: str | Path, kept_in: Path | None = None) -> str:
+    """sha256 of a file; read again only when its size, time or inode has changed. `kept_in` keeps
+    the hashes of large files for the next process."""
     full = os.path.abspath(path)
     stat = os.stat(full)
-    return _hash_of_state(full, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if kept_in is None or stat.st_size < LARGE_FILE:
+        return _hash_of_state(full, *state)
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # no cache yet, or a damaged one: only slower
+        known = dict(json.loads(kept_in.read_bytes()))
+    if list(known.get(full, ()))[:3] != list(state):
+        known[full] = [*state, _hash_of_state(full, *state)]
+        with contextlib.suppress(DiskStop):
+            atomic_write(kept_in, json.dumps(known))
+    return str(known[full][3])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -2572,7 +2584,8 @@ def selector_hash(root: Path, selector: str) -> str | None:
     name, _, pointer = selector.partition("#")
     path = next((p for p in (root / name, root / "config" / name) if p.is_file()), None)
     if path is None or not pointer:
-        return file_hash(path) if path else None
+        kept_in = root / ".finetune" / "hashes.json" if (root / ".finetune").is_dir() else None
+        return file_hash(path, kept_in) if path else None
     try:
         as_yaml = path.suffix in (".yaml", ".yml")
         value = load_yaml(path)[0] if as_yaml else json.loads(path.read_bytes())

@@ -6,6 +6,7 @@ import pty
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,52 @@ def test_twenty_gates_stand_in_their_phases_and_need_only_earlier_ones() -> None
     assert all(names.index(n) < names.index(g.name) for g in GATES.values() for n in g.needs)
 
 
+def test_what_depends_on_a_stale_gate_is_blocked_and_comes_back_with_it(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_skills import gates
+
+    for name in ("tokens", "taxonomy"):  # their stages are not built yet: checks of our own
+        looks = ("project.yaml#/limits/max_tokens",)
+        built = replace(gates.GATES[name], looks_at=looks, check=lambda _: gates.Checked(items=1))
+        monkeypatch.setitem(gates.GATES, name, built)
+    for name in ("model", "tokens", "taxonomy"):
+        assert gates.pass_gate(ready, name).state == "passed"
+    edit(ready / "config/project.yaml", "preset: ollama", "preset: vllm")
+    assert [gates.states(ready)[n].state for n in ("model", "tokens")] == ["stale", "blocked"]
+    gates.pass_gate(ready, "model")
+    assert [gates.states(ready)[n].state for n in ("model", "tokens")] == ["passed", "passed"]
+
+
+def test_a_check_that_looked_at_nothing_has_not_passed(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_skills import gates
+
+    empty = replace(gates.GATES["model"], check=lambda _: gates.Checked(items=0))
+    monkeypatch.setitem(gates.GATES, "model", empty)
+    assert gates.pass_gate(ready, "model").state == "failed"
+
+
+def test_an_approval_waits_for_the_check_and_outlives_a_second_run(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_skills import gates
+    from infrastructure import FinetuneError
+
+    looks = ("project.yaml#/target",)
+    pilot = replace(gates.GATES["pilot"], needs=(), looks_at=looks)
+    pilot = replace(pilot, check=lambda _: gates.Checked(items=1))
+    monkeypatch.setitem(gates.GATES, "pilot", pilot)
+    with pytest.raises(FinetuneError, match="first run: finetune gate pilot"):
+        gates.decide(ready, "pilot", "approved", "Ann")
+    assert gates.pass_gate(ready, "pilot").state == "waiting"
+    assert gates.decide(ready, "pilot", "approved", "Ann").state == "passed"
+    assert gates.pass_gate(ready, "pilot").state == "passed"
+    edit(ready / "config/project.yaml", "offline: true", "offline: false")
+    assert gates.states(ready)["pilot"].state == "stale"
+
+
 # People
 
 
@@ -226,6 +273,72 @@ def test_broken_yaml_is_one_finding_with_its_line(ready: Path) -> None:
     done = finetune(ready, "gate", "model")
     assert done.returncode == 1
     assert "config/project.yaml:" in done.stdout
+
+
+def test_a_missing_config_file_is_one_finding(ready: Path) -> None:
+    (ready / "config/project.yaml").unlink()
+    done = finetune(ready, "gate", "model")
+    assert done.returncode == 1
+    assert "config/project.yaml" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["gate", "x" * 300], ["init", "x" * 300]])
+def test_a_name_of_300_bytes_is_one_clear_line(
+    tmp_path: Path, made: Path, words: list[str]
+) -> None:
+    done = finetune(made if words[0] == "gate" else tmp_path, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_read_only_project_is_one_clear_line_and_loses_nothing(ready: Path) -> None:
+    finetune(ready, "gate", "model")
+    before = (ready / ".finetune/ledger.jsonl").read_bytes()
+    said = unprivileged(ready, "model")
+    assert "ledger.jsonl: cannot be opened for writing: Permission denied" in said
+    assert (ready / ".finetune/ledger.jsonl").read_bytes() == before
+
+
+def unprivileged(root: Path, gate: str) -> str:
+    """What the gate says to a user who may read the project and not write it."""
+    from finetune_skills import gates
+    from infrastructure import FinetuneError
+
+    for folder in [root, *root.parents][:4]:
+        folder.chmod(0o755)  # pytest's own folders are closed to others
+    read, write = os.pipe()
+    if os.fork() == 0:
+        for path in [*root.rglob("*"), root]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # nothing is closed to root
+        try:
+            gates.pass_gate(root, gate)
+            os.write(write, b"it was written")
+        except FinetuneError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.wait()
+    return os.read(read, 10_000).decode()
+
+
+def test_large_unchanged_files_are_not_read_again_by_the_next_process(root: Path) -> None:
+    weights = root / "models/gguf/model.gguf"
+    weights.parent.mkdir(parents=True)
+    with weights.open("wb") as file:
+        file.truncate(2_000_000_000)  # sparse; reading it takes about a second
+    ask = "from pathlib import Path; from infrastructure import selector_hash as h; "
+    ask += "print(h(Path('.'), 'models/gguf/model.gguf'))"
+    used = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command, environment = [sys.executable, "-c", ask], os.environ | {"PYTHONPATH": str(CODE)}
+        subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(sum(after[:2]) - sum(before[:2]))
+    assert used[1] < used[0] / 3
 
 
 def test_an_unknown_gate_names_the_nearest(ready: Path) -> None:

@@ -30,7 +30,9 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except FinetuneError as error:
             click.echo(str(error), err=True)
-            sys.exit(error.exit_code)
+        except OSError as error:  # a name too long, a folder that is closed
+            click.echo(f"{error.filename or 'finetune'}: {error.strerror or error}", err=True)
+        sys.exit(2)
 
 
 @click.group(cls=Verbs, context_settings=EXAMPLE)
