@@ -94,6 +94,12 @@ def test_the_copied_modules_work_in_the_project(root: Path) -> None:
 # The states of a gate
 
 
+def test_what_a_person_reads_fits_80_columns(root: Path) -> None:
+    said = finetune(root, "status").stdout + finetune(root, "gate", "model").stdout
+    assert "no model yet" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_status_names_the_next_command_in_each_state_of_the_model_gate(ready: Path) -> None:
     (ready / "design/model-choice.md").rename(ready / "choice")
     assert (state(ready), as_json(ready, "status")["next"]) == ("failed", "finetune gate model")
@@ -108,7 +114,7 @@ def test_status_names_the_next_command_in_each_state_of_the_model_gate(ready: Pa
 def test_a_failing_gate_exits_1_and_names_file_and_what_to_do(root: Path) -> None:
     done = finetune(root, "gate", "model")
     assert done.returncode == 1
-    assert "config/project.yaml roles.base: no model yet." in done.stdout
+    assert "config/project.yaml roles.base: no model yet." in " ".join(done.stdout.split())
     assert json.loads((root / ".finetune/ledger.jsonl").read_text())["result"] == "failed"
 
 

@@ -142,8 +142,17 @@ def status_table(found: Any, following: str) -> str:
         for state in rows:
             lines.append(f"  {state.gate:<11}{state.state}" + waived_because(state))
             if state.state in ("failed", "stale"):
-                lines += [f"      {finding}" for finding in state.findings]
+                lines += map(wrapped, state.findings)
     return "\n".join([*lines, "", f"Next: {following}" if following else "Next: nothing to run"])
+
+
+def wrapped(text: object) -> str:
+    """Indented, and at most 80 columns wide; a long path or word stays whole."""
+    import textwrap
+
+    lines = textwrap.TextWrapper(80, "      ", "        ", break_long_words=False)
+    lines.break_on_hyphens = False
+    return lines.fill(str(text))
 
 
 def waived_because(state: Any) -> str:
@@ -178,7 +187,7 @@ def gate_text(state: Any) -> str:
     from finetune_skills.gates import STATES
 
     figures = "".join(f"\n    {key}: {value}" for key, value in state.figures.items())
-    findings = "".join(f"\n    {finding}" for finding in state.findings)
+    findings = "".join(f"\n{wrapped(finding)}" for finding in state.findings)
     return f"gate {state.gate}: {state.state} ({STATES[state.state]}){figures}{findings}"
 
 
