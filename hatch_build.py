@@ -8,7 +8,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # A folder that does not exist (yet) adds nothing.
 CONTENTS = ("code/BUNDLE", "code/*.py", "code/*.md", "code/templates/**/*", "skills/**/*")
-CONTENTS += ("examples/**/*", "hooks/**/*", "bin/**/*")
+CONTENTS += ("code/requirements.lock", "examples/**/*", "hooks/**/*", "bin/**/*")
 
 
 class BundleHook(BuildHookInterface):

@@ -382,6 +382,12 @@ def test_every_verb_has_help_with_an_example_within_80_columns(tmp_path: Path) -
         assert max(map(len, said.splitlines())) <= 80
 
 
+def test_the_version_is_known_without_an_installed_package(tmp_path: Path) -> None:
+    done = finetune(tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "+" in done.stdout
+
+
 def test_help_is_quick(tmp_path: Path) -> None:
     """0.3 CPU seconds is the budget of the house; a start of Python is in it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -502,11 +503,12 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
 def test_hostile_text_ends_in_one_clear_error_within_a_second(
     tmp_path: Path, text: str | bytes, said: str, loader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the fast parser and with the one that is always there."""
+    """With the fast parser and with the one that is always there; a tracer slows both down."""
+    limit = 10 if "coverage" in sys.modules else 1
     monkeypatch.setattr(yaml, "CSafeLoader", getattr(yaml, loader, yaml.SafeLoader))
     started = time.process_time()
     found = mistakes(tmp_path, P, text)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < limit
     assert found[0].startswith("config/project.yaml:")
     assert said in " ".join(found)
     assert all(len(line) < 300 and "\n" not in line for line in found)

@@ -36,12 +36,31 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings=EXAMPLE)
-@click.version_option(package_name="finetune-skills", message="%(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=lambda *given: tell_version(*given),
+    help="Show the version and exit.",
+)
 def main() -> None:
     """From "I want a model that is good at DOMAIN conversations" to one that is shown to be better.
 
     Start with `finetune init DIR`, then follow `finetune status`.
     """
+
+
+def tell_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    """The release, where it is known, and a short hash of what a project would get."""
+    if asked:
+        from finetune_skills.bundle import bundle_root, use_bundle
+
+        use_bundle()
+        from finetune_skills.scaffold import bundle_version
+
+        click.echo(bundle_version(bundle_root()))
+        ctx.exit()
 
 
 def project() -> Path:
@@ -261,7 +280,7 @@ def upgrade(dry_run: bool, json_: bool) -> None:
 
 
 @main.command("install")
-@click.option("--user", is_flag=True, help="For all your projects, not only this folder.")
+@click.option("--user/--project", help="For all your projects, or for this folder only.")
 @click.option("--agent", type=click.Choice(["claude", "agents"]), default="claude")
 @click.option("--uninstall", is_flag=True, help="Remove what was put there, and only that.")
 @click.option("--force", is_flag=True, help="Also replace installed files that were edited.")
