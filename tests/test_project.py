@@ -242,10 +242,14 @@ def test_a_gate_turns_stale_when_a_value_changes_and_says_which(root: Path) -> N
 
 
 @pytest.mark.parametrize(("old", "new"), [("# roles", "# remark"), ("price: 0", "price: 5")])
-def test_a_comment_or_another_value_makes_no_gate_stale(root: Path, old: str, new: str) -> None:
+def test_a_comment_or_another_value_makes_no_gate_stale(
+    root: Path, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     record(root, "model", "passed")
     edit(root, old, new)
+    assert new in (root / "config/project.yaml").read_text()
     require_gate("model", root)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("gate", ["baseline", "pilot", "confirm", "evaluation", "ship"])
