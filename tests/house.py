@@ -18,10 +18,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 MEDIAN, P90, LONGEST = 10, 30, 60
-# The kernel's 2,000 are lines of code: blank lines, comments and docstrings are free, so that
-# nobody saves on them. All other limits count every line of the file.
+# The design allows the kernel 2,000 lines in all; it is over. Until it is cut, its lines of code
+# (no blank lines, comments, docstrings) stay under 2,000. Other limits count every line of a file.
 MAX_CODE_LINES = {"code/infrastructure.py": 2000}
 MAX_LINES = {
+    "code/infrastructure.py": 2629,  # over the design's 2,000: what it is, so that it only shrinks
     "code/templates/scripts/*.py": 350,
     "skills/*/SKILL.md": 250,
     "skills/*/*-guide.md": 300,
