@@ -2143,6 +2143,7 @@ class Criterion:
     na_valid: bool
     min_turns: int
     calibration_examples: tuple[Mapping[str, Any], ...]
+    statistics: tuple[str, ...] = ()  # keys of compute_length_stats that the question rests on
 
 
 @dataclass(frozen=True)
@@ -2164,8 +2165,7 @@ class Rubric:
 
 
 def load_rubric(path: str | Path, draft: bool = False) -> Rubric:
-    """Read and check `config/rubric.yaml`: every mistake at once, each with its line. A draft may
-    still lack calibration examples."""
+    """Read and check `config/rubric.yaml`; a draft may still lack its calibration examples."""
     data, lines = load_yaml(path)
     data = data if isinstance(data, dict) else {}
     criteria, categories = _mapping(data, "criteria"), _mapping(data, "categories")
@@ -2197,8 +2197,9 @@ def _names(found: Any) -> list[str]:
 
 def _criterion(name: str, data: Mapping[str, Any]) -> Criterion:
     examples = tuple(data.get("calibration_examples") or ())
-    na_valid, turns = data.get("na_valid", False), data.get("min_turns", 1)
-    return Criterion(str(data.get("name", name)), str(data["question"]), na_valid, turns, examples)
+    rest = (data.get("na_valid", False), data.get("min_turns", 1), examples)
+    statistics = tuple(data.get("statistics") or ())
+    return Criterion(str(data.get("name", name)), str(data["question"]), *rest, statistics)
 
 
 def _share(value: Any) -> bool:
@@ -2462,8 +2463,7 @@ def canonical_hash(value: Any) -> str:
 
 
 def file_hash(path: str | Path, kept_in: Path | None = None) -> str:
-    """sha256 of a file; read again only when its size, time or inode has changed. `kept_in` keeps
-    the hashes of large files for the next process."""
+    """sha256 of a file, read again only when it has changed; `kept_in` keeps large files' ones."""
     full = os.path.abspath(path)
     stat = os.stat(full)
     state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -2519,7 +2519,7 @@ def fill_prompt(template: str, values: Mapping[str, object]) -> str:
 
 
 def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """Data of a YAML file and the line of each of its keys; no tags, no aliases, no double keys."""
+    """Data of a YAML file, or of the front block of a `.md`, and the line of each of its keys."""
     import yaml
 
     try:
@@ -2527,6 +2527,7 @@ def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
         if len(raw) > MAX_YAML:
             raise FinetuneError(f"{path}: is larger than {MAX_YAML} bytes")
         text, lines = raw.decode("utf-8-sig"), {(): 1}
+        text = text.partition("\n---")[0] if Path(path).suffix == ".md" else text
         depth = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             where, kind = f"{path}:{token.start_mark.line + 1}", type(token).__name__
@@ -2587,7 +2588,7 @@ def selector_hash(root: Path, selector: str) -> str | None:
         kept_in = root / ".finetune" / "hashes.json" if (root / ".finetune").is_dir() else None
         return file_hash(path, kept_in) if path else None
     try:
-        as_yaml = path.suffix in (".yaml", ".yml")
+        as_yaml = path.suffix in (".yaml", ".yml", ".md")
         value = load_yaml(path)[0] if as_yaml else json.loads(path.read_bytes())
         for part in [part for part in pointer.split("/") if part]:
             value = value[int(part) if isinstance(value, list) else part]
@@ -2613,8 +2614,7 @@ def require_gate(name: str, root: str | Path | None = None) -> None:
 
 
 def _why_closed(home: Path, rows: Sequence[Mapping[str, Any]], person: bool) -> str | None:
-    """Why the ledger does not open a gate; None when it does. A person's approval stays good while
-    later runs look at the same things."""
+    """Why the ledger does not open a gate; None when it does. An approval lasts with its hashes."""
     result, looked_at = rows[-1].get("result"), rows[-1].get("looked_at")
     if result not in ("passed", "approved", "waived"):
         return f"its last result is {result!r}"

@@ -1,4 +1,4 @@
-"""Every file of `config/` as a checked record, and the keys of `.env`. Works alone when copied.
+"""Every file of `config/` and `design/` as a checked record, and `.env`. Works alone when copied.
 
     from settings import SettingsError, backend_arguments, load_project, read_env
 
@@ -11,9 +11,10 @@
     spec, options = backend_arguments(project.roles.assistant)
     backend = get_backend(spec, **options, root=root, journal=journal)
 
-Chapters: 1 loading, 2 project, 3 taxonomy, 4 personas, 5 rubric, 6 dataset and artefacts,
-7 mistakes in words, 8 YAML, 9 .env. Needs pydantic and pyyaml. Importing it opens nothing.
-Defaults are start values; the starter files name them again so that they are seen and changed.
+Chapters: 1 loading, 2 project, 3 taxonomy, 4 personas, 5 rubric, 6 dataset and artefacts, 7 design
+files and prompts, 8 mistakes in words, 9 YAML, 10 .env. Needs pydantic and pyyaml.
+Importing it opens nothing. Defaults are start values; the starter files name them again so that
+they are seen and changed.
 """
 
 import difflib
@@ -50,6 +51,15 @@ MAX_FINDINGS = 100  # shown for one file
 # compares them. `preset` stands for an address, so it belongs to the kind `local` only.
 KINDS = ("anthropic", "claude", "google", "llamacpp", "local", "openai", "python")
 PRESETS = ("llama", "llama-server", "lmstudio", "mistral", "mlx", "ollama", "vllm")
+# What the kernel's compute_length_stats knows about a conversation.
+STATISTICS: tuple[str, ...] = (
+    "assistant_words",
+    "exchanges",
+    "mean_ratio",
+    "median_ratio",
+    "over_2",
+)
+STATISTICS += ("ratios", "user_words")
 ALIASES = {
     "gemini": "google", "gpt": "openai", "gguf": "llamacpp", "ollama": "local", "vllm": "local"
 }  # fmt: skip
@@ -108,14 +118,24 @@ def load_artefacts(root: str | Path) -> "Artefacts":
     return _load(root, "artefacts.yaml", Artefacts)
 
 
+def load_model_choice(root: str | Path) -> "ModelChoice":
+    """The front block of `design/model-choice.md`, whole and valid."""
+    return _read(Path(root) / "design/model-choice.md", "design/model-choice.md", ModelChoice)
+
+
+def load_critique(root: str | Path) -> "CritiqueFile":
+    """The front block of `design/critique.md`, whole and valid."""
+    return _read(Path(root) / "design/critique.md", "design/critique.md", CritiqueFile)
+
+
 def check_file(path: str | Path, shown: str = "") -> list[Finding]:
-    """Every mistake in one file of `config/`, named `shown` in the findings; raises nothing."""
-    path = Path(path)
-    if path.name not in SCHEMAS:
-        said = f"is no configuration file. Have: {', '.join(SCHEMAS)}."
+    """Every mistake in one file of `config/` or `design/`, called `shown`; raises nothing."""
+    path, known = Path(path), SCHEMAS | FRONT_BLOCKS
+    if path.name not in known:
+        said = f"is no configuration file. Have: {', '.join(known)}."
         return [Finding(shown or str(path), 0, "", said)]
     try:
-        _read(path, shown or str(path), SCHEMAS[path.name])
+        _read(path, shown or str(path), known[path.name])
     except SettingsError as error:
         return error.findings
     return []
@@ -152,7 +172,9 @@ def _load(root: str | Path, name: str, schema: type[S]) -> S:
 
 def _read(path: Path, shown: str, schema: type[S]) -> S:
     """One file as its record, or all of its mistakes at once."""
-    data, lines, findings = _yaml(_text_of(path, shown, MAX_BYTES), shown)
+    text = _text_of(path, shown, MAX_BYTES)
+    text = _front_block(text, shown) if path.suffix == ".md" else text
+    data, lines, findings = _yaml(text, shown)
     value: S | None = None
     try:
         value = schema.model_validate({} if data is None else data)
@@ -162,6 +184,15 @@ def _read(path: Path, shown: str, schema: type[S]) -> S:
     if findings or value is None:
         raise SettingsError(_at_most(sorted(findings, key=lambda finding: finding.line)))
     return value
+
+
+def _front_block(text: str, shown: str) -> str:
+    """The YAML between the first line and the next line of three dashes."""
+    block, dashes, _ = text.partition("\n---")
+    if not text.startswith("---") or not dashes:
+        said = "has no front block. Begin the file with a line ---, then YAML, then a line ---."
+        raise _stop(shown, 1, said)
+    return block
 
 
 def _at_most(findings: list[Finding]) -> list[Finding]:
@@ -313,16 +344,16 @@ class Price(Section):
     cached_input: Dollars | None = Field(
         default=None, description="dollars per million tokens read from the provider's cache"
     )
-    source: str = Field(default="", description="page that states the price")
-    checked: Day | None = Field(default=None, description="day on which somebody read that page")
+    source: Text = Field(description="page that states the price")
+    checked: Day = Field(description="day on which somebody read that page")
 
 
 class Terms(Section):
     """What the provider says about training with its outputs."""
 
-    source: str = Field(default="", description="page or contract that states the terms")
-    checked: Day | None = Field(default=None, description="day on which a person read them")
-    note: str = Field(default="", description="what that person concluded")
+    source: Text = Field(description="page or contract that states the terms")
+    checked: Day = Field(description="day on which a person read them")
+    note: Text = Field(description="what that person concluded")
 
 
 class ModelSpec(Section):
@@ -341,6 +372,9 @@ class ModelSpec(Section):
     concurrency: Count | None = Field(default=None, description="calls in flight at once")
     timeout: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds for one call, all its tries included"
+    )
+    reasoning_tokens: int | None = Field(
+        default=None, ge=0, description="tokens it thinks per call, measured; for estimates only"
     )
     price: Price | None = Field(default=None, description="price, where it is not known otherwise")
     terms: Terms | None = Field(default=None, description="the provider's terms, for a generator")
@@ -457,6 +491,9 @@ class Limits(Section):
     min_exchanges: Count = Field(
         default=10, description="a transcript cut shorter than this is rejected"
     )
+    tokens_per_exchange: Count = Field(
+        default=600, description="tokens of one exchange, both messages, to plan lengths with"
+    )
 
 
 class Budgets(Section):
@@ -554,13 +591,6 @@ class Slicing(Section):
     )
 
 
-class LengthClass(Section):
-    """One planned length of conversation."""
-
-    weight: Share = Field(description="share of personas with this length")
-    exchanges: Count = Field(description="exchanges that such a conversation aims at")
-
-
 class Seeds(Section):
     """Where chance starts. Any whole numbers; never change one in the middle of a batch."""
 
@@ -593,9 +623,6 @@ class ProjectSettings(File):
         default_factory=Thresholds, description="where fine turns to not fine"
     )
     slicing: Slicing = Field(default_factory=Slicing, description="how transcripts become examples")
-    length_classes: Annotated[dict[str, LengthClass], AfterValidator(_weighted)] = Field(
-        description="planned lengths of conversations, with weights that sum to 1"
-    )
     seeds: Seeds = Field(default_factory=Seeds, description="where chance starts")
 
     @field_validator("limits")
@@ -861,6 +888,13 @@ class Stage(Section):
 WeightedOptions = Annotated[dict[str, Weighted], AfterValidator(_weighted)]
 
 
+class LengthClass(Section):
+    """One planned length of conversation."""
+
+    weight: Share = Field(description="share of personas with this length")
+    exchanges: Count = Field(description="exchanges that such a conversation aims at")
+
+
 class PersonaFile(File):
     """`config/persona-template.yaml`: who the simulated users are and how they behave."""
 
@@ -873,6 +907,9 @@ class PersonaFile(File):
         description="how a message treats the assistant's last one, drawn for each message"
     )
     stages: list[Stage] = Field(min_length=1, description="guidance from first to last part")
+    length_classes: Annotated[dict[str, LengthClass], AfterValidator(_weighted)] = Field(
+        description="planned lengths of conversations, with weights that sum to 1"
+    )
     attributes: Dimensions = Field(
         default={}, description="attributes of your domain: each with weights that sum to 1"
     )
@@ -928,11 +965,21 @@ class RubricCriterion(Section):
 
     name: str = Field(default="", description="short name for tables")
     question: Text = Field(description="the question, answered YES, NO or NA")
-    na_valid: bool = Field(default=False, description="true when NA is an allowed answer")
+    na_valid: bool = Field(description="true when NA is an allowed answer, false when it is not")
     min_turns: int = Field(default=1, description="asked from this number of exchanges on")
+    statistics: list[str] = Field(
+        default=[], description="figures computed in code that the question rests on"
+    )
     calibration_examples: list[Calibration] = Field(
         default=[], description="3 to 8 worked answers, clear and borderline"
     )
+
+    @field_validator("statistics")
+    @classmethod
+    def _computed(cls, names: list[str]) -> list[str]:
+        strange = ((n, name) for n, name in enumerate(names) if name not in STATISTICS)
+        _refuse(((number,), unknown("statistic", name, STATISTICS)) for number, name in strange)
+        return names
 
 
 class RubricShape(Section):
@@ -1080,6 +1127,247 @@ class Artefacts(File):
         return patterns
 
 
+# ══ 7 design/model-choice.md, design/critique.md, and the prompts ═════════════════════════════════
+
+
+class BaseModelFacts(Section):
+    """The model that will be fine-tuned, as its own page states it."""
+
+    id: Text = Field(description="its exact id on the hub")
+    revision: Annotated[
+        str, _matching(r"[0-9a-f]{40}", "a pinned revision. Write the 40 digits of the commit.")
+    ] = Field(description="the commit that was looked at, 40 hexadecimal digits")
+    instruct: Literal[True] = Field(description="true: the instruction-tuned variant")
+    licence: Text = Field(description="its licence")
+    context_window: int = Field(ge=512, description="tokens that it can hold")
+    vocabulary: int = Field(ge=2, description="size of its vocabulary")
+    parameters: Annotated[float, Field(gt=0)] = Field(description="parameters, in billions")
+    trust_remote_code: Literal[False] = Field(
+        default=False, description="false: a model that brings its own code is refused"
+    )
+    served_as: Text = Field(description="what roles.base.model in project.yaml calls it")
+
+
+class Architecture(Section):
+    """The numbers of config.json that the memory formulas need."""
+
+    layers: Count = Field(description="num_hidden_layers")
+    hidden: Count = Field(description="hidden_size")
+    intermediate: Count = Field(description="intermediate_size")
+    heads: Count = Field(description="num_attention_heads")
+    kv_heads: Count = Field(description="num_key_value_heads")
+    head_dim: Count = Field(description="head_dim; hidden_size / heads where it is not stated")
+    tied_embeddings: bool = Field(description="tie_word_embeddings")
+    qk_norm: bool = Field(default=False, description="true for Qwen3 and others with qk-norm")
+
+
+class Training(Section):
+    """How it will be trained."""
+
+    method: Literal["qlora", "lora", "full"] = Field(description="qlora, lora or full")
+    hardware: Text = Field(description="the machine that trains, in words")
+    rank: Count = Field(default=16, description="rank of the adapter")
+    batch: Count = Field(default=1, description="examples at once on one device")
+    accumulation: Count = Field(default=8, description="batches for one step")
+    epochs: Count = Field(default=2, description="times through the examples")
+    checkpointing: bool = Field(default=True, description="true: slower, and far less memory")
+
+
+class Alternative(Section):
+    """A model that was compared and not chosen."""
+
+    id: Text = Field(description="its exact id on the hub")
+    why_not: Text = Field(description="what spoke against it")
+
+
+class ModelChoice(File):
+    """The front block of `design/model-choice.md`: which model, and why."""
+
+    base: BaseModelFacts = Field(description="the chosen model")
+    architecture: Architecture | None = Field(
+        default=None, description="its sizes; null: memory stays unknown"
+    )
+    quantisation: Text = Field(description="how the shipped file is quantised, such as Q4_K_M")
+    deployment: list[Literal["gguf", "mlx", "transformers"]] = Field(
+        min_length=1, description="what will run it: gguf, mlx, transformers"
+    )
+    training: Training = Field(description="method, machine and settings")
+    offline: bool = Field(description="true when it has to work without any network")
+    budget: Dollars = Field(description="dollars for the whole project")
+    expertise: Text = Field(description="who knows the domain, and who knows training")
+    alternatives: list[Alternative] = Field(
+        min_length=2, description="models that were compared, at least two, one of them a backup"
+    )
+    why: Text = Field(description="why this one")
+
+    @field_validator("alternatives")
+    @classmethod
+    def _others(cls, given: list[Alternative], info: ValidationInfo) -> list[Alternative]:
+        _refuse(_twice((each.id for each in given), "id"))
+        base = info.data.get("base")
+        same = [number for number, each in enumerate(given) if base and each.id == base.id]
+        _refuse(((number, "id"), "is the chosen model. Name another.") for number in same)
+        return given
+
+
+class Remark(Section):
+    """One thing that a critic found, and what became of it."""
+
+    by: Text = Field(description="which of the viewpoints found it")
+    says: Text = Field(description="what was found")
+    changed: (
+        Annotated[
+            str, _matching(r"[0-9a-f]{12,64}", "a version. Write the digits that the gate prints.")
+        ]
+        | None
+    ) = Field(default=None, description="version of the artefact after the change")
+    no_change_because: str = Field(default="", description="or why nothing was changed")
+
+    @field_validator("no_change_because")
+    @classmethod
+    def _one_of_two(cls, reason: str, info: ValidationInfo) -> str:
+        changed = info.data.get("changed", "x")
+        if bool(reason.strip()) == bool(changed):
+            said = "stands beside changed" if reason else "is empty, and so is changed"
+            raise _wrong(((), f"{said}. Write one of the two."))
+        return reason
+
+
+class Critique(Section):
+    """What critics from several viewpoints say about one artefact."""
+
+    viewpoints: list[Text] = Field(
+        min_length=5, max_length=7, description="5 to 7 roles that looked at it"
+    )
+    passes_yet_inadequate: Text = Field(description="what would pass and still not be good")
+    fails_yet_fine: str = Field(default="", description="what would fail and be fine")
+    who_is_missed: Text = Field(description="which people or cases it leaves out")
+    findings: list[Remark] = Field(min_length=1, description="what they found")
+
+    @field_validator("viewpoints")
+    @classmethod
+    def _distinct(cls, viewpoints: list[str]) -> list[str]:
+        _refuse(_twice(viewpoints))
+        return viewpoints
+
+    @field_validator("findings")
+    @classmethod
+    def _from_all(cls, findings: list[Remark], info: ValidationInfo) -> list[Remark]:
+        viewpoints = info.data.get("viewpoints", [])
+        for number, each in enumerate(findings):
+            if viewpoints and each.by not in viewpoints:
+                raise _wrong(((number, "by"), unknown("viewpoint", each.by, viewpoints)))
+        said = "{} found nothing. Write what it found, or why nothing had to change."
+        silent = [name for name in viewpoints if name not in {each.by for each in findings}]
+        _refuse(((), said.format(_shown(name))) for name in silent)
+        return findings
+
+
+class CritiqueFile(File):
+    """The front block of `design/critique.md`: one section for each artefact."""
+
+    taxonomy: Critique | None = Field(default=None, description="about input-taxonomy.yaml")
+    rubric: Critique | None = Field(default=None, description="about rubric.yaml")
+    personas: Critique | None = Field(default=None, description="about persona-template.yaml")
+    prompts: Critique | None = Field(default=None, description="about the prompts")
+
+
+# The sections of each prompt, and the placeholders that code fills there. All of them have to be
+# there and no other, because a figure that never reaches the model is a silent mistake.
+PROMPTS: dict[str, dict[str, frozenset[str]]] = {
+    "user_sim": {
+        "System": frozenset({"domain", "language", "persona"}),
+        "First message": frozenset({"time", "stage", "flaws", "least", "most"}),
+        "Next message": frozenset({"time", "stage", "response", "flaws", "least", "most"}),
+        "Wrong length": frozenset({"words", "least", "most"}),
+    },
+    "assistant": {
+        "System": frozenset({"domain", "language"}),
+        "Too long": frozenset({"words", "user_words", "most"}),
+    },
+    "assessor": {
+        "System": frozenset({"domain", "criteria"}),
+        "Transcript": frozenset({"statistics", "begin", "end", "transcript"}),
+        "Wrong quote": frozenset({"criterion", "quote"}),
+    },
+    "fixup": {
+        "System": frozenset({"domain", "language"}),
+        "Repair": frozenset({"before", "user", "reply", "next_user", "failures"}),
+    },
+}
+HEADING = re.compile(r"^## +(.+?) *$", re.MULTILINE)
+BLANK = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+FENCE = re.compile(r"^(```+|~~~+)[^\n]*\n(.*?)^\1`*~*[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def load_prompt(root: str | Path, name: str, fields: Iterable[str] = ()) -> dict[str, str]:
+    """The sections of `config/prompts/NAME.md`. `fields` may stand in for {{persona}}, one by one:
+    then all of them have to be there, so that nothing is drawn for a persona that nobody reads."""
+    shown = f"config/prompts/{name}.md"
+    text = _text_of(Path(root) / shown, shown, MAX_BYTES).replace("\r\n", "\n")
+    found, lines = _sections(text)
+    wanted = PROMPTS[name]
+    findings = [Finding(shown, 0, "", f'has no section "## {each}". Add it.') for each in wanted
+                if each not in found]  # fmt: skip
+    for heading, body in found.items():
+        mistakes = _wrong_in_section(heading, body, wanted, frozenset(fields))
+        findings += [Finding(shown, lines[heading], heading, said) for said in mistakes]
+    if findings:
+        raise SettingsError(findings)
+    return found
+
+
+def _sections(text: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Body and line of each `## ` section; what stands before the first is for people only."""
+    marks = list(HEADING.finditer(FENCE.sub(lambda fence: " " * len(fence[0]), text)))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    bodies: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for mark, end in zip(marks, ends, strict=True):
+        bodies[mark[1]] = text[mark.end() : end].strip()
+        lines[mark[1]] = text.count("\n", 0, mark.start()) + 1
+    return bodies, lines
+
+
+def _wrong_in_section(
+    heading: str, body: str, wanted: Mapping[str, frozenset[str]], fields: frozenset[str]
+) -> Iterator[str]:
+    if heading not in wanted:
+        yield unknown("section", heading, wanted)
+        return
+    if not body:
+        yield "is empty. Write what the model is told."
+        return
+    there, needed = set(BLANK.findall(body)), wanted[heading]
+    if "persona" in needed and "persona" not in there and there & fields:
+        needed = needed - {"persona"} | fields
+    for name in sorted(there - needed - (fields if "persona" in needed else frozenset())):
+        yield unknown("placeholder", f"{{{{{name}}}}}", (f"{{{{{each}}}}}" for each in needed))
+    for name in sorted(needed - there):
+        what = "nothing reads this dimension" if name in fields else "the model would never see it"
+        yield f"does not use {{{{{name}}}}}; {what}. Add it."
+
+
+def load_system_prompt(root: str | Path) -> str:
+    """`config/system-prompt.md`: its fenced block if it has one, else the whole file."""
+    shown = "config/system-prompt.md"
+    text = _text_of(Path(root) / shown, shown, MAX_BYTES).replace("\r\n", "\n")
+    fences = FENCE.findall(text)
+    prompt = (fences[0][1] if fences else text).strip()
+    said = ""
+    if len(fences) > 1:
+        said = f"has {len(fences)} fenced blocks. Keep one: it is the prompt."
+    elif not fences and re.search(r"^(```|~~~)", text, re.MULTILINE):
+        said = "has a fenced block that does not end. Close it."
+    elif not prompt:
+        said = "is empty. Write what the trained model will be told."
+    elif BLANK.search(prompt):
+        said = "has a placeholder. Nothing fills it: write the text out."
+    if said:
+        raise SettingsError([Finding(shown, 0, "", said)])
+    return prompt
+
+
 SCHEMAS: dict[str, type[Section]] = {
     "project.yaml": ProjectSettings,
     "input-taxonomy.yaml": Taxonomy,
@@ -1088,9 +1376,13 @@ SCHEMAS: dict[str, type[Section]] = {
     "dataset.yaml": DatasetSettings,
     "artefacts.yaml": Artefacts,
 }
+FRONT_BLOCKS: dict[str, type[Section]] = {
+    "model-choice.md": ModelChoice,
+    "critique.md": CritiqueFile,
+}
 
 
-# ══ 7 Mistakes in words ═══════════════════════════════════════════════════════════════════════════
+# ══ 8 Mistakes in words ═══════════════════════════════════════════════════════════════════════════
 
 
 def unknown(what: str, given: str, have: Iterable[str]) -> str:
@@ -1236,7 +1528,7 @@ def _fields(annotation: Any) -> dict[str, Any]:
     return {field.alias or name: field for name, field in fields.items()}
 
 
-# ══ 8 YAML: no tags, no aliases, no double keys, nothing too large ════════════════════════════════
+# ══ 9 YAML: no tags, no aliases, no double keys, nothing too large ════════════════════════════════
 
 
 def _stop(shown: str, line: int, said: str, place: Place = ()) -> SettingsError:
@@ -1386,7 +1678,7 @@ def _line_of(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-# ══ 9 .env ════════════════════════════════════════════════════════════════════════════════════════
+# ══ 10 .env ═══════════════════════════════════════════════════════════════════════════════════════
 
 ENV_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.DOTALL)
 QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')\s*(?:#.*)?""", re.DOTALL)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import infrastructure
 import settings
 from children import CODE, child
-from settings import SCHEMAS, SettingsError, backend_arguments, check_file, read_env
+from settings import FRONT_BLOCKS, SCHEMAS, SettingsError, backend_arguments, check_file, read_env
 
 TEMPLATES = CODE / "templates"
 
@@ -124,6 +124,7 @@ def line_of(name: str, text: str) -> int:
 
 
 P, T, R = "project.yaml", "input-taxonomy.yaml", "persona-template.yaml"
+CHECKED = "source: page, checked: 2026-01-31}}"
 D, A, U = "dataset.yaml", "artefacts.yaml", "rubric.yaml"
 KEYS_OF_ROLES = "assistant, base, base_prompted, evaluation_judges, fixup, judges, tuned, user_sim"
 # name: (file, what the starter says, what stands there instead, the line that it is on,
@@ -185,11 +186,12 @@ TABLE: dict[str, tuple[str, str, str, int, str]] = {
         'roles.judges[1].label: "openai:x" stands twice. Give each its own name.',
     ),
     "a price below zero": (
-        P, ROLE, "  user_sim: {model: openai:x, price: {input: -1, output: 2}}", 0,
+        P, ROLE, "  user_sim: {model: openai:x, price: {input: -1, output: 2, " + CHECKED, 0,
         "roles.user_sim.price.input: -1 is out of range. It must be at least 0.",
     ),
     "no date": (
-        P, ROLE, "  user_sim: {model: openai:x, terms: {checked: 2026-02-30}}", 0,
+        P, ROLE, "  user_sim: {model: openai:x, terms: {source: t, note: n, checked: 2026-02-30}}",
+        0,
         'roles.user_sim.terms.checked: "2026-02-30" is not a date. Write it as 2026-01-31.',
     ),
     "missing": (
@@ -231,7 +233,7 @@ TABLE: dict[str, tuple[str, str, str, int, str]] = {
         "Have: auto, slices, whole.",
     ),
     "lengths that do not sum to one": (
-        P, "  usual: {weight: 0.5", "  usual: {weight: 0.6", -2,
+        R, "  usual: {weight: 0.5", "  usual: {weight: 0.6", -2,
         "length_classes: the weights sum to 1.1, not to 1. Change them so that they do.",
     ),
     "an example longer than the model": (
@@ -560,7 +562,7 @@ def test_a_file_without_rights_or_with_an_impossible_name_is_one_line(
 
 def test_a_file_of_another_name_is_not_guessed_at(tmp_path: Path) -> None:
     [found] = check_file(tmp_path / "other.yaml", "other.yaml")
-    assert str(found) == f"other.yaml: is no configuration file. Have: {', '.join(SCHEMAS)}."
+    assert str(found) == f"other.yaml: is no configuration file. Have: {', '.join(SCHEMAS | FRONT_BLOCKS)}."
 
 
 # .env
