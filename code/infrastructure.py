@@ -787,8 +787,7 @@ class LLMBackend:
         return self._api_key
 
     async def _live(self) -> _Live:
-        """The client of the running loop. An asynchronous generator keeps it, because the end of a
-        loop closes those: nobody has to remember `aclose`, and nothing is left open."""
+        """The running loop's client; an asynchronous generator keeps it, so that both end."""
         loop = asyncio.get_running_loop()
         if self._live_state is None or self._live_state.loop is not loop:
             client, slots = self._client(), asyncio.Semaphore(self.o.concurrency)
@@ -1683,8 +1682,7 @@ def load_checkpoint(path: str | Path) -> set[str]:
 def load_checkpoint_results(
     path: str | Path, report: ReadReport | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The record of each id: the newest for changed inputs (`*_hash`); for equal ones a done row
-    before one that is not, and of two done rows the first: a second that differs is reported."""
+    """Each id's record: the newest for changed inputs (`*_hash`), else the first that is done."""
     loud, report = report is None, report or ReadReport()
     results: dict[str, dict[str, Any]] = {}
     for number, record in _numbered(path, report):
@@ -1955,8 +1953,7 @@ def count_prefixes(
 def _rendered_prefixes(
     tokenizer: Tokenizer, messages: list[Message], pairs: Sequence[tuple[str, str]]
 ) -> list[TokenCount]:
-    """Encode what each exchange adds to the rendered text, and check the sum against the whole. A
-    template that rewrites earlier turns is counted prefix by prefix: right, and slow."""
+    """Encode what each exchange adds; a template that rewrites earlier turns is counted slowly."""
     texts, render, measure = [""], tokenizer.render, tokenizer.measure
     assert render is not None  # noqa: S101 - for the type checker
     for user, assistant in pairs:
@@ -2048,8 +2045,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def estimate_bound(text: str, count: int) -> int:
-    """Everyday words at two thirds of their letters, the rest a token a byte. Measured: above the
-    true count for 18 kinds of text and 30,000 strings made to break it."""
+    """Above the true count for 18 kinds of text and 30,000 strings made to break it (measured)."""
     sizes = [len(word) for word in WORD.findall(text) if _is_everyday(word)]
     joined = len(re.findall(r"(?<![ \t]) (?=[A-Za-z])", text))
     bound = sum((2 * size + 3) // 3 if size > 3 else size for size in sizes)
@@ -2075,8 +2071,7 @@ def _own_tokenizer(folder: Path) -> Tokenizer:
 
 
 def chat_template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
-    """Renders a conversation with the model's own chat template, as transformers would. A sandbox,
-    because a template comes from a download and may only shape text."""
+    """Renders with the model's own chat template, in a sandbox: it comes from a download."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     settings, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
@@ -2180,9 +2175,8 @@ def load_rubric(path: str | Path, draft: bool = False) -> Rubric:
     members = {str(name): tuple(map(str, c["criteria"])) for name, c in categories.items()}
     weights = {str(name): float(c["weight"]) for name, c in categories.items()}
     questions = {str(name): _criterion(str(name), c) for name, c in criteria.items()}
-    gates, limits = tuple(map(str, data["safety_gates"])), (data.get("pass_threshold", 0.8),)
-    floor = data.get("coverage_floor", 0.5)  # start value: under half of the criteria is no pass
-    kept = (*limits, floor, canonical_hash(data), tuple(found[True]))
+    gates, floor = tuple(map(str, data["safety_gates"])), data.get("coverage_floor", 0.5)
+    kept = (data.get("pass_threshold", 0.8), floor, canonical_hash(data), tuple(found[True]))
     return Rubric(members, weights, questions, gates, *kept)
 
 
@@ -2223,8 +2217,7 @@ def _wrong_in_criterion(name: Any, data: Any) -> Mistakes:
         yield (*at, "min_turns"), f"a whole number from 1, not {turns!r}"
     if not isinstance(data.get("na_valid", False), bool):
         yield (*at, "na_valid"), f"true or false, not {data['na_valid']!r}"
-    examples = data.get("calibration_examples")
-    examples = examples if isinstance(examples, list) else []
+    examples = some if isinstance(some := data.get("calibration_examples"), list) else []
     if not 3 <= len(examples) <= 8:
         yield (*at, "calibration_examples"), f"{len(examples)} examples; a judge needs 3 to 8"
     for number, example in enumerate(examples):
@@ -2282,7 +2275,7 @@ def _wrong_gates(gates: list[str], seen: Counter[str], criteria: list[str]) -> M
             yield at, f'"{gate}" also carries weight in a category; a safety gate carries none'
         if gate in gates[:number]:
             yield at, f'"{gate}" is listed twice'
-    for name in [name for name in criteria if name not in seen and name not in gates]:
+    for name in [name for name in criteria if gates and name not in seen and name not in gates]:
         yield ("criteria", name), "is in no category and is no safety gate"
 
 
@@ -2296,8 +2289,7 @@ def normalise_answer(answer: object) -> str:
 def compute_category_score(
     answers: Mapping[str, Any], criteria_ids: Iterable[str], na_invalid: Iterable[str]
 ) -> float | None:
-    """Share of YES. Allowed NA is left out, forbidden NA is a failure, ERROR and silence are not
-    assessed; None when nothing was."""
+    """Share of YES: allowed NA is left out, forbidden NA fails; None when nothing was assessed."""
     forbidden = set(na_invalid)
     votes = [(c, normalise_answer(answers.get(c))) for c in criteria_ids]
     counted = [a == "YES" for c, a in votes if a in ("YES", "NO") or (a == "NA" and c in forbidden)]
@@ -2333,8 +2325,8 @@ def compute_length_stats(pairs: Iterable[Any]) -> dict[str, Any]:
     mean, middle = statistics.fmean, statistics.median
     made = {"exchanges": len(words), "ratios": ratios, "user_words": [user for user, _ in words]}
     made |= {"assistant_words": [assistant for _, assistant in words]}
-    made |= {"mean_ratio": mean(known) if known else None, "over_2": sum(r > 2 for r in known)}
-    return made | {"median_ratio": middle(known) if known else None}
+    made |= {"median_ratio": middle(known) if known else None, "over_2": sum(r > 2 for r in known)}
+    return made | {"mean_ratio": mean(known) if known else None}
 
 
 @dataclass(frozen=True)
@@ -2529,10 +2521,9 @@ def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
         text, lines = raw.decode("utf-8-sig"), {(): 1}
         text = text.partition("\n---")[0] if Path(path).suffix == ".md" else text
         depth = 0
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        for token in yaml.scan(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             where, kind = f"{path}:{token.start_mark.line + 1}", type(token).__name__
-            depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
-            depth -= kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken"))
+            depth += kind.endswith("StartToken") - kind.endswith("EndToken")
             if kind == "AliasToken":
                 raise FinetuneError(f"{where}: YAML aliases are not used here; write the value out")
             if depth > 50:
@@ -2555,7 +2546,7 @@ def _text_loader() -> Any:
     """YAML's safe loader, except that a date is the text that was written."""
     import yaml
 
-    loader: Any = type("TextLoader", (yaml.SafeLoader,), {})
+    loader: Any = type("TextLoader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
     rules = yaml.SafeLoader.yaml_implicit_resolvers.items()
     kept = {first: [rule for rule in each if "timestamp" not in rule[0]] for first, each in rules}
     loader.yaml_implicit_resolvers = kept
@@ -2597,6 +2588,15 @@ def selector_hash(root: Path, selector: str) -> str | None:
     return canonical_hash(value)
 
 
+def keep_version(root: Path, name: str) -> str:
+    """Keep a prompt or rubric as it is now in design/prompt_versions/, and give its hash."""
+    path, found = root / name, selector_hash(root, f"{name}#/" if name.endswith("yaml") else name)
+    kept = root / "design/prompt_versions" / f"{path.stem}.{str(found)[:12]}{path.suffix}"
+    if found is not None and not kept.exists():
+        atomic_write(kept, path.read_bytes(), 0o644)
+    return found or "unreadable"
+
+
 def require_gate(name: str, root: str | Path | None = None) -> None:
     """Return when the gate is passed and what it looked at is unchanged; else say what to run."""
     home, person = Path(root) if root else find_project(), name in PEOPLE_GATES
@@ -2604,8 +2604,8 @@ def require_gate(name: str, root: str | Path | None = None) -> None:
         print(f"gate {name}: there is no .finetune folder here, so gates are off", file=sys.stderr)
         return
     report = ReadReport()
-    ledger = iter_records(home / ".finetune" / "ledger.jsonl", report)
-    rows = [row for row in ledger if row.get("gate") == name]
+    lines = iter_records(home / ".finetune/ledger.jsonl", report)
+    rows = [line for line in lines if line.get("gate") == name]
     report.tell()
     why = _why_closed(home, rows, person) if rows else "it is not in the ledger"
     if why is not None:

@@ -18,6 +18,7 @@ they are seen and changed.
 """
 
 import difflib
+import functools
 import math
 import os
 import re
@@ -28,7 +29,17 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -38,6 +49,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -123,9 +135,12 @@ def load_model_choice(root: str | Path) -> "ModelChoice":
     return _read(Path(root) / "design/model-choice.md", "design/model-choice.md", ModelChoice)
 
 
-def load_critique(root: str | Path) -> "CritiqueFile":
-    """The front block of `design/critique.md`, whole and valid."""
-    return _read(Path(root) / "design/critique.md", "design/critique.md", CritiqueFile)
+def load_critique(root: str | Path, section: str) -> "Critique | None":
+    """One section of `design/critique.md`; None while it is null. Mistakes in the other sections
+    are left to those who read them."""
+    shown = "design/critique.md"
+    found: Critique | None = getattr(_read(Path(root) / shown, shown, _only(section)), section)
+    return found
 
 
 def check_file(path: str | Path, shown: str = "") -> list[Finding]:
@@ -179,7 +194,7 @@ def _read(path: Path, shown: str, schema: type[S]) -> S:
     try:
         value = schema.model_validate({} if data is None else data)
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        details = _without_echo(error.errors(include_url=False), schema)
         findings += [one for each in details for one in _findings_of(each, schema, shown, lines)]
     if findings or value is None:
         raise SettingsError(_at_most(sorted(findings, key=lambda finding: finding.line)))
@@ -421,6 +436,7 @@ class ModelSpec(Section):
     @classmethod
     def _stay_sampling(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
         elsewhere = {"model", "messages", "max_tokens", "timeout", "base_url", "api_key"}
+        elsewhere |= {"trust_remote_code"}
         said = "does not go into parameters. They hold sampling and reasoning settings only."
         _refuse(((name,), said) for name in given or {} if name in elsewhere)
         return given
@@ -1272,6 +1288,17 @@ class CritiqueFile(File):
     prompts: Critique | None = Field(default=None, description="about the prompts")
 
 
+@functools.cache
+def _only(section: str) -> type[File]:
+    """The critique's form with one of its sections checked."""
+    fields: dict[str, Any] = {
+        name: (about.annotation if name == section else Any, about)
+        for name, about in CritiqueFile.model_fields.items()
+        if name != "schema_number"
+    }
+    return create_model("CritiqueFile", __base__=File, **fields)
+
+
 # The sections of each prompt, and the placeholders that code fills there. All of them have to be
 # there and no other, because a figure that never reaches the model is a silent mistake.
 PROMPTS: dict[str, dict[str, frozenset[str]]] = {
@@ -1305,47 +1332,61 @@ def load_prompt(root: str | Path, name: str, fields: Iterable[str] = ()) -> dict
     then all of them have to be there, so that nothing is drawn for a persona that nobody reads."""
     shown = f"config/prompts/{name}.md"
     text = _text_of(Path(root) / shown, shown, MAX_BYTES).replace("\r\n", "\n")
-    found, lines = _sections(text)
-    wanted = PROMPTS[name]
-    findings = [Finding(shown, 0, "", f'has no section "## {each}". Add it.') for each in wanted
-                if each not in found]  # fmt: skip
-    for heading, body in found.items():
-        mistakes = _wrong_in_section(heading, body, wanted, frozenset(fields))
-        findings += [Finding(shown, lines[heading], heading, said) for said in mistakes]
+    wanted, found = PROMPTS[name], list(_sections(text))
+    findings = [
+        Finding(shown, 0, "", f'has no section "## {each}". Add it.')
+        for each in wanted
+        if {section.name for section in found} <= wanted.keys() - {each}
+    ]
+    for number, section in enumerate(found):
+        if section.name in {earlier.name for earlier in found[:number]}:
+            findings.append(Finding(shown, section.line, section.name, "stands twice. Keep one."))
+        for line, said in _wrong_in_section(section, wanted, frozenset(fields)):
+            findings.append(Finding(shown, line, section.name, said))
     if findings:
         raise SettingsError(findings)
-    return found
+    return {section.name: section.body for section in found}
 
 
-def _sections(text: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Body and line of each `## ` section; what stands before the first is for people only."""
+class _Part(NamedTuple):
+    """One `## ` section: its name, its text, the lines of its heading and of its first words."""
+
+    name: str
+    body: str
+    line: int
+    begins: int
+
+
+def _sections(text: str) -> Iterator[_Part]:
+    """Every section; what stands before the first is for people only."""
     marks = list(HEADING.finditer(FENCE.sub(lambda fence: " " * len(fence[0]), text)))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    bodies: dict[str, str] = {}
-    lines: dict[str, int] = {}
     for mark, end in zip(marks, ends, strict=True):
-        bodies[mark[1]] = text[mark.end() : end].strip()
-        lines[mark[1]] = text.count("\n", 0, mark.start()) + 1
-    return bodies, lines
+        body, line = text[mark.end() : end], text.count("\n", 0, mark.start()) + 1
+        begins = line + body[: len(body) - len(body.lstrip())].count("\n")
+        yield _Part(mark[1], body.strip(), line, begins)
 
 
 def _wrong_in_section(
-    heading: str, body: str, wanted: Mapping[str, frozenset[str]], fields: frozenset[str]
-) -> Iterator[str]:
-    if heading not in wanted:
-        yield unknown("section", heading, wanted)
+    section: _Part, wanted: Mapping[str, frozenset[str]], fields: frozenset[str]
+) -> Iterator[tuple[int, str]]:
+    if section.name not in wanted:
+        yield section.line, unknown("section", section.name, wanted)
         return
-    if not body:
-        yield "is empty. Write what the model is told."
+    if not section.body:
+        yield section.line, "is empty. Write what the model is told."
         return
-    there, needed = set(BLANK.findall(body)), wanted[heading]
-    if "persona" in needed and "persona" not in there and there & fields:
+    found, needed = list(BLANK.finditer(section.body)), wanted[section.name]
+    there = {each[1]: section.begins + each.string.count("\n", 0, each.start()) for each in found}
+    if "persona" in needed and "persona" not in there and there.keys() & fields:
         needed = needed - {"persona"} | fields
-    for name in sorted(there - needed - (fields if "persona" in needed else frozenset())):
-        yield unknown("placeholder", f"{{{{{name}}}}}", (f"{{{{{each}}}}}" for each in needed))
-    for name in sorted(needed - there):
-        what = "nothing reads this dimension" if name in fields else "the model would never see it"
-        yield f"does not use {{{{{name}}}}}; {what}. Add it."
+    allowed = needed | fields if "persona" in needed else needed
+    for name in sorted(there.keys() - allowed):
+        said = unknown("placeholder", f"{{{{{name}}}}}", (f"{{{{{each}}}}}" for each in allowed))
+        yield there[name], said
+    for name in sorted(needed - there.keys()):
+        what = "nothing reads this dimension" if name in fields else "the model would not see it"
+        yield section.line, f"does not use {{{{{name}}}}}: {what}. Add it."
 
 
 def load_system_prompt(root: str | Path) -> str:
@@ -1407,6 +1448,18 @@ def _findings_of(
         yield Finding(shown, _line(place, lines), _where(place), said)
 
 
+def _without_echo(errors: list[ErrorDetails], schema: type[Section]) -> list[ErrorDetails]:
+    """A misspelt key is also a missing one; one of the two messages says it all."""
+    meant: set[Place] = set()
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            *around, key = error["loc"]
+            have = _fields(_annotation(schema, tuple(around)))
+            near = difflib.get_close_matches(str(key)[:60].lower(), have, 1, 0.5)
+            meant |= {(*around, name) for name in near}
+    return [each for each in errors if each["type"] != "missing" or each["loc"] not in meant]
+
+
 def _line(place: Place, lines: Lines) -> int:
     """The line of a place, or of the nearest thing around it that is written down."""
     return next(lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines)
@@ -1427,10 +1480,16 @@ def _in_words(error: ErrorDetails, at: Place, schema: type[Section]) -> str:
         lost = given is None and "Did you mean" not in said
         return said + (" Text with a comma inside {} needs quotes." if lost else "")
     if given is None:
-        return "is empty. Fill it in or remove the line."
+        around = _bare(_annotation(schema, at[:-1]))
+        needed = _is_section(around) and _fields(around)[str(at[-1])].is_required()
+        return "is empty. Fill it in" + ("." if needed else " or remove the line.")
     if kind == "literal_error":
         have = get_args(_bare(_annotation(schema, at)))
         return unknown("choice", str(given), map(str, have))
+    if kind in ("too_short", "too_long"):
+        count, at_least = limits["actual_length"], limits.get("min_length")
+        bound = f"at least {at_least}" if at_least else f"at most {limits['max_length']}"
+        return f"has {count or 'no'} entries. It needs {bound}."
     if kind in BOUNDS:
         return f"{_shown(given)} is out of range. It must be {BOUNDS[kind].format(**limits)}."
     return WORDS.get(kind, _other)(_shown(given), given, error["msg"])
@@ -1481,7 +1540,6 @@ WORDS: dict[str, Callable[[str, Any, str], str]] = {
     "list_type": lambda shown, *_: f"{shown} {LIST}",
     "dict_type": lambda shown, *_: f"{shown} {MAPPING}",
     "model_type": lambda shown, *_: f"{shown} {MAPPING}",
-    "too_short": lambda *_: "has no entries. Write at least one.",
     "string_too_short": lambda *_: "is empty. Fill it in.",
     "string_too_long": lambda *_: "is too long. Shorten it.",
 }

@@ -156,7 +156,7 @@ TABLE: dict[str, tuple[str, str, str, int, str]] = {
     ),
     "an empty judge": (
         P, "  judges: []", "  judges:\n    - model: openai:x\n    - model:", 2,
-        "roles.judges[1].model: is empty. Fill it in or remove the line.",
+        "roles.judges[1].model: is empty. Fill it in.",
     ),
     "a preset of another kind": (
         P, ROLE, "  user_sim: {model: openai:x, preset: vllm}", 0,
@@ -562,7 +562,8 @@ def test_a_file_without_rights_or_with_an_impossible_name_is_one_line(
 
 def test_a_file_of_another_name_is_not_guessed_at(tmp_path: Path) -> None:
     [found] = check_file(tmp_path / "other.yaml", "other.yaml")
-    assert str(found) == f"other.yaml: is no configuration file. Have: {', '.join(SCHEMAS | FRONT_BLOCKS)}."
+    have = ", ".join(SCHEMAS | FRONT_BLOCKS)
+    assert str(found) == f"other.yaml: is no configuration file. Have: {have}."
 
 
 # .env

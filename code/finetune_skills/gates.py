@@ -9,48 +9,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_skills.bundle import use_bundle
-
-use_bundle()
-
-from infrastructure import (  # noqa: E402 - the bundle's kernel, never the project's copy
+from finetune_skills import checks_design as d
+from finetune_skills.findings import Checked, Finding
+from infrastructure import (
     PEOPLE_GATES,
     Appender,
     FinetuneError,
     ReadReport,
     iter_records,
+    keep_version,
     require_gate,
     selector_hash,
 )
 
 SCHEMA = 1
 LEDGER = Path(".finetune/ledger.jsonl")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that keeps a gate closed: where, what, what to do."""
-
-    where: str
-    what: str
-    todo: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f" {self.todo}" if self.todo else "")
-
-
-@dataclass
-class Checked:
-    """What a check found. A check that looked at nothing has not passed."""
-
-    findings: list[Finding] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    items: int = 0
 
 
 Check = Callable[[Path], Checked]
@@ -65,63 +43,24 @@ class Gate:
     needs: tuple[str, ...] = ()
     looks_at: tuple[str, ...] = ()
     check: Check | None = None  # None: its stage is not built yet, so it never passes
+    keeps: tuple[str, ...] = ()  # files whose version is kept whenever the gate is run
 
     @property
     def person(self) -> bool:
         return self.name in PEOPLE_GATES
 
 
-def check_model(root: Path) -> Checked:
-    """A base model is chosen, its role can be built, and design/model-choice.md says why."""
-    from settings import SettingsError, load_project
-
-    checked = Checked(items=2)
-    try:
-        base = load_project(root).roles.base
-    except SettingsError as error:
-        checked.findings += [_told(finding) for finding in error.findings]
-        return checked
-    if base is None:
-        todo = "Write the model that will be fine-tuned, for example `model: local:NAME`."
-        checked.findings.append(Finding("config/project.yaml roles.base", "no model yet.", todo))
-        return checked
-    checked.figures["base"] = base.model
-    checked.findings += _wrong_in_choice(root / "design/model-choice.md", base.model)
-    return checked
-
-
-def _told(found: Any) -> Finding:
-    """A finding of the settings, as a finding of a gate."""
-    line = f":{found.line}" if found.line else ""
-    return Finding(f"{found.file}{line} {found.where}".strip(), found.message)
-
-
-def _wrong_in_choice(path: Path, model: str) -> Iterator[Finding]:
-    where, name = "design/model-choice.md", model.partition(":")[2]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        yield Finding(where, "is missing.", "Say which models were compared and why this one.")
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        yield Finding(where, f"cannot be read: {error}.")
-        return
-    if name not in text:
-        yield Finding(where, f"does not name the chosen model {name}.", "Say why it was chosen.")
-    if len(text.split()) < 30:
-        yield Finding(where, "has fewer than 30 words.", "Name the candidates and the reason.")
-
-
-MODEL_SEEN = ("project.yaml#/roles/base", "project.yaml#/target", "design/model-choice.md")
 GATES = {
     gate.name: gate
     for gate in (
-        Gate("model", "design", (), MODEL_SEEN, check_model),
+        Gate("model", "design", (), d.MODEL_SEEN, d.check_model),
         Gate("tokens", "design", ("model",)),
-        Gate("taxonomy", "design", ("model",)),
-        Gate("rubric", "design", ("taxonomy",)),
-        Gate("personas", "design", ("taxonomy",)),
-        Gate("prompts", "design", ("rubric", "personas")),
+        Gate("taxonomy", "design", ("model",), d.TAXONOMY_SEEN, d.check_taxonomy, (d.TAXONOMY,)),
+        Gate("rubric", "design", ("taxonomy",), d.RUBRIC_SEEN, d.check_rubric, (d.RUBRIC,)),
+        Gate("personas", "design", ("taxonomy",), d.PERSONAS_SEEN, d.check_personas, (d.PERSONAS,)),
+        Gate(
+            "prompts", "design", ("rubric", "personas"), d.PROMPTS_SEEN, d.check_prompts, d.PROMPTS
+        ),
         Gate("baseline", "design", ("tokens", "prompts")),
         Gate("pilot", "generate", ("baseline",)),
         Gate("confirm", "generate", ("pilot",)),
@@ -254,7 +193,11 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
     gate = gate_named(name)
     before = states(root)
     closed = [need for need in gate.needs if before[need].state not in OPEN]
+    versions = {
+        name: keep_version(root, name)[:12] for name in gate.keeps if (root / name).exists()
+    }
     checked = run_check(root, gate)
+    checked.figures |= {"versions": versions} if versions else {}
     checked.findings += [Finding(name, f"needs {n}.", f"Run: finetune gate {n}") for n in closed]
     result = "failed" if checked.findings else "passed"
     record(root, gate, result, by, figures=checked.figures)
