@@ -548,6 +548,9 @@ class Thresholds(Section):
     reply_ratio_limit: Annotated[float, Field(gt=0)] = Field(
         default=2.0, description="a reply above this times the user's words is too long"
     )
+    reply_floor: Count = Field(
+        default=30, description="words that a reply may always have, however short the message"
+    )
     long_replies_good: Share = Field(
         default=0.25, description="share of replies above the limit that is still good"
     )
@@ -904,6 +907,18 @@ class Stage(Section):
 WeightedOptions = Annotated[dict[str, Weighted], AfterValidator(_weighted)]
 
 
+class Endings(Section):
+    """How a conversation comes to its end."""
+
+    early: Share = Field(
+        default=0.1, description="share of conversations that the person ends before the target"
+    )
+    shows: Text = Field(
+        default="This is the last message. This person closes the conversation in their own way.",
+        description="what the simulator is told for a last message",
+    )
+
+
 class LengthClass(Section):
     """One planned length of conversation."""
 
@@ -923,6 +938,10 @@ class PersonaFile(File):
         description="how a message treats the assistant's last one, drawn for each message"
     )
     stages: list[Stage] = Field(min_length=1, description="guidance from first to last part")
+    time: Literal["one sitting", "new day"] = Field(
+        default="one sitting", description="whether each exchange is on a new day"
+    )
+    endings: Endings = Field(default_factory=Endings, description="how a conversation ends")
     length_classes: Annotated[dict[str, LengthClass], AfterValidator(_weighted)] = Field(
         description="planned lengths of conversations, with weights that sum to 1"
     )
