@@ -1,0 +1,351 @@
+"""Simulate conversations between your personas and the assistant.
+
+    python scripts/generate.py                     # a pilot: a frozen batch of five fresh personas
+    python scripts/generate.py --new               # the next five, although nothing has changed
+    python scripts/generate.py --confirm           # twenty fresh personas, prompts and rubric frozen
+    python scripts/generate.py --trial             # thirty, to try the whole pipeline; never shipped
+    python scripts/generate.py --count 500         # 500 in all; needs the gate confirm
+    python scripts/generate.py --count 500 --shard 2/8 --concurrency 32
+    python scripts/generate.py --dry-run           # who would talk, how many calls, what it may cost
+
+Each conversation becomes data/raw/transcripts/<batch>/<id>.json; what became of it stands in
+data/candidates.jsonl. Every model call is journalled before it counts: after Ctrl-C or a crash, the
+same command goes on inside the conversation, and nothing is paid twice. A batch never changes: when
+prompts, rubric, models or settings differ from those of the last batch, a new one begins.
+Exit 0: all done. 1: some conversations failed; run again. 2: something is missing. 3: disk.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[n]) for n in (1, 0)
+]  # this project's code only
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import curation
+import infrastructure
+import settings
+import simulation
+import stage
+from infrastructure import (
+    FinetuneError,
+    LLMBackend,
+    RunReport,
+    canonical_hash,
+    iter_records,
+)
+from personas import persona_fields, persona_sheet
+from simulation import Made, Rules
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
+GATE = {
+    "pilot": "prompts",
+    "confirm": "prompts",
+    "trial": "prompts",
+    "scale": "confirm",
+}
+FROZEN = (
+    "config/prompts/user_sim.md",
+    "config/prompts/assistant.md",
+    "config/rubric.yaml",
+)
+DEPENDS: tuple[str, ...] = (
+    "persona-template.yaml#/",
+    "artefacts.yaml#/",
+    "project.yaml#/limits",
+)
+DEPENDS += (
+    "project.yaml#/thresholds",
+    "project.yaml#/domain",
+    "project.yaml#/language",
+)
+
+Persona = dict[str, Any]
+Batch = dict[str, Any]
+
+
+def main() -> int:
+    options = _options()
+    kind = next(
+        (name for name in ("confirm", "trial") if getattr(options, name)), "pilot"
+    )
+    kind = "scale" if options.count else kind
+    if not options.dry_run:
+        infrastructure.require_gate(GATE[kind], ROOT)
+    settings.read_env(ROOT)
+    project = settings.load_project(ROOT)
+    seed = project.seeds.generation if options.seed is None else options.seed
+    rules = Rules.of(ROOT, seed, _inspector(ROOT), tuple(_placeholders()))
+    inputs = _inputs(project, seed)
+    batch = the_batch(kind, inputs, options)
+    todo = [person for person in batch["people"] if not _is_made(batch, person["id"])]
+    todo = [person for person in todo if stage.in_shard(person["id"], options.shard)]
+    if options.dry_run:
+        return _show(options, _planned(batch, todo, project))
+    return _generate(batch, todo, project, rules, options)
+
+
+def _generate(
+    batch: Batch, todo: Sequence[Persona], project: Any, rules: Rules, options: Any
+) -> int:
+    with stage.models(
+        ROOT, project, "generate", ("user_sim", "assistant"), options
+    ) as models:
+        _freeze(batch)
+        print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make",
+              file=sys.stderr)  # fmt: skip
+        report = asyncio.run(_all(batch, todo, rules, models, options))
+    for persona, error in report.failed:
+        print(f"{persona['id']}: {error}", file=sys.stderr)
+    if report.stopped:
+        print(report.stopped, file=sys.stderr)
+    curation.write_generation_stats(ROOT)
+    _show(options, _told(batch, report))
+    return report.exit_code
+
+
+async def _all(
+    batch: Batch,
+    todo: Sequence[Persona],
+    rules: Rules,
+    models: Mapping[str, LLMBackend],
+    options: Any,
+) -> RunReport[Persona, Made]:
+    about = _provenance(batch, models)
+    name = f"data/candidates{stage.suffix(options.shard)}.jsonl"
+    with infrastructure.Appender(ROOT / name) as candidates:
+        _catch_up(batch, candidates)
+
+        async def work(persona: Persona) -> Made:
+            fields = persona_fields(persona) | {"persona": persona_sheet(persona)}
+            pair = (models["user_sim"], models["assistant"])
+            made = await simulation.simulate_conversation(persona, fields, *pair, rules)
+            made.transcript["provenance"] = about
+            text = json.dumps(made.transcript, ensure_ascii=False, indent=1) + "\n"
+            infrastructure.atomic_write(
+                _path(batch, persona["id"], made.fate), text, 0o644
+            )
+            candidates.append(_event(batch, made.transcript, made.fate, made.why))
+            return made
+
+        label = f"generate  {batch['id']}"
+        both = list(models.values())
+        return await infrastructure.run_all(
+            todo, work, concurrency=options.concurrency, label=label, backends=both
+        )
+
+
+# ── batches ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def the_batch(kind: str, inputs: Mapping[str, str], options: Any) -> Batch:
+    """The batch to work on: the last of its kind while nothing has changed, else a new one."""
+    known = list(batches(kind))
+    alike = [each for each in known if each["inputs"] == dict(inputs)]
+    begun = [
+        each for each in alike if not all(_is_made(each, item) for item in each["ids"])
+    ]
+    wanted = KINDS.get(kind, 0)
+    if kind == "scale":
+        wanted = options.count - sum(len(each["ids"]) for each in alike)
+    elif alike and alike[-1] is known[-1] and not options.new:
+        begun = begun or alike[-1:]
+    if begun or (alike and wanted <= 0):
+        batch: Batch = (begun or alike)[0 if begun else -1]
+        return batch | {"people": _people(batch["ids"])}
+    return _next(kind, len(known) + 1, inputs, wanted)
+
+
+def batches(kind: str = "") -> Iterator[Batch]:
+    """The frozen batches, in order."""
+    for path in sorted((ROOT / "data/batches").glob("*.json")):
+        batch = json.loads(path.read_bytes())
+        if not kind or batch["kind"] == kind:
+            yield batch
+
+
+def _next(kind: str, number: int, inputs: Mapping[str, str], count: int) -> Batch:
+    used = {item for batch in batches() for item in batch["ids"]}
+    people = [person for person in _drawn() if person["id"] not in used][:count]
+    if len(people) < count or not people:
+        need = len(used) + max(count, 1)
+        said = f"data/personas/training.jsonl: {len(people)} fresh personas, {count} are needed"
+        raise FinetuneError(f"{said}. Run: python scripts/personas.py --count {need}")
+    head = {"schema": infrastructure.SCHEMA, "id": f"{kind}-{number:03}", "kind": kind}
+    ids = [person["id"] for person in people]
+    trial = (
+        kind == "trial"
+    )  # marks everything that is made of it, and `ship` refuses it
+    return head | {"trial": trial, "ids": ids, "inputs": dict(inputs), "people": people}
+
+
+def _freeze(batch: Batch) -> None:
+    """Write down who belongs to the batch and what it is made with; keep the prompts' text."""
+    for name in FROZEN:
+        infrastructure.keep_version(ROOT, name)
+    path = ROOT / f"data/batches/{batch['id']}.json"
+    if not path.exists():
+        frozen = {key: value for key, value in batch.items() if key != "people"}
+        frozen["personas"] = {
+            person["id"]: canonical_hash(person) for person in batch["people"]
+        }
+        infrastructure.atomic_write(path, json.dumps(frozen, indent=1) + "\n", 0o644)
+
+
+def _drawn() -> Iterator[Persona]:
+    yield from iter_records(ROOT / "data/personas/training.jsonl")
+
+
+def _people(ids: Sequence[str]) -> list[Persona]:
+    known = {person["id"]: person for person in _drawn()}
+    lost = [item for item in ids if item not in known]
+    if lost:
+        said = (
+            f"data/personas/training.jsonl: {lost[0]} is gone, and its batch needs it"
+        )
+        raise FinetuneError(
+            f"{said}. Draw the personas again; equal seeds give equal people."
+        )
+    return [known[item] for item in ids]
+
+
+def _inputs(project: Any, seed: int) -> dict[str, str]:
+    """Hashes of everything that a transcript depends on, besides its persona."""
+    found = {name: infrastructure.selector_hash(ROOT, name) or "" for name in DEPENDS}
+    found |= {name: infrastructure.file_hash(ROOT / name) for name in FROZEN[:2]}
+    found[FROZEN[2]] = infrastructure.selector_hash(ROOT, "rubric.yaml#/") or ""
+    for role in ("user_sim", "assistant"):
+        spec, own = settings.backend_arguments(stage.decided(project, role))
+        own = {name: own[name] for name in ("parameters", "max_tokens") if name in own}
+        found[role] = canonical_hash([spec, own])
+    code = (simulation.__file__, curation.__file__, __file__)
+    found["code"] = canonical_hash([infrastructure.file_hash(path) for path in code])
+    return {name: value[:16] for name, value in found.items()} | {"seed": str(seed)}
+
+
+# ── one transcript on disk ────────────────────────────────────────────────────────────────────────
+
+
+def _path(batch: Batch, item: str, fate: str = "accepted") -> Path:
+    folder = "rejected" if fate == "rejected" else "transcripts"
+    return ROOT / "data/raw" / folder / str(batch["id"]) / f"{item}.json"
+
+
+def _is_made(batch: Batch, item: str) -> bool:
+    return any(_path(batch, item, fate).exists() for fate in ("accepted", "rejected"))
+
+
+def _provenance(batch: Batch, models: Mapping[str, LLMBackend]) -> dict[str, Any]:
+    names = {role: model.name for role, model in models.items()}
+    simulated = any(name.startswith("python:") for name in names.values())
+    marks = {"simulated": simulated, "trial": batch["trial"]}
+    return {"batch": batch["id"], "models": names, **marks, "inputs": batch["inputs"]}
+
+
+def _event(
+    batch: Batch, transcript: Mapping[str, Any], fate: str, why: Sequence[str]
+) -> dict[str, Any]:
+    head = {
+        "schema": infrastructure.SCHEMA,
+        "id": transcript["id"],
+        "event": "generated",
+    }
+    head |= {
+        "fate": fate,
+        "batch": batch["id"],
+        "transcript_hash": canonical_hash(transcript),
+    }
+    return head | ({"why": list(why)} if why else {})
+
+
+def _catch_up(batch: Batch, candidates: infrastructure.Appender) -> None:
+    """A crash between a transcript and its line in candidates: write the line now."""
+    rows = (row for path in sorted((ROOT / "data").glob("candidates*.jsonl"))
+            for row in iter_records(path))  # fmt: skip
+    told = {row["id"] for row in rows if row.get("batch") == batch["id"]}
+    for item in batch["ids"]:
+        for fate in ("accepted", "rejected"):
+            path = _path(batch, item, fate)
+            if item not in told and path.exists():
+                found = json.loads(path.read_bytes())
+                why = found.get("cut", {}).get("why", [])
+                real = fate if fate == "rejected" or not why else "truncated"
+                candidates.append(_event(batch, found, real, why))
+
+
+# ── what the person sees ──────────────────────────────────────────────────────────────────────────
+
+
+def _inspector(root: Path) -> simulation.Inspect:
+    """The artefact filter with this project's patterns, before any judge sees a word."""
+    artefacts = settings.load_artefacts(root)
+    language = settings.load_project(root).language
+    return curation.inspector(artefacts, language)
+
+
+def _placeholders() -> Iterator[str]:
+    person = next(_drawn(), None)
+    yield from persona_fields(person) if person else ()
+
+
+def _planned(batch: Batch, todo: Sequence[Persona], project: Any) -> dict[str, Any]:
+    exchanges = sum(int(person["target_exchanges"]) for person in todo)
+    tokens = exchanges * project.limits.tokens_per_exchange
+    plan = {"batch": batch["id"], "conversations": len(todo), "exchanges": exchanges}
+    plan |= {"calls at least": 2 * exchanges, "tokens written, about": tokens}
+    return plan | {"next": "finetune estimate   (dollars, with their source)"}
+
+
+def _told(batch: Batch, report: RunReport[Persona, Made]) -> dict[str, Any]:
+    fates = Counter(made.fate for _, made in report.done)
+    exchanges = [e for _, made in report.done for e in made.transcript["exchanges"]]
+    wrong = sum(bool(exchange["meta"]["violations"]) for exchange in exchanges)
+    told: dict[str, Any] = {"batch": batch["id"], "made now": len(report.done)}
+    told |= {fate: fates[fate] for fate in ("accepted", "truncated", "rejected")}
+    told |= {"failed": len(report.failed), "left": len(report.pending)}
+    told |= {"exchanges": len(exchanges), "with a length violation": wrong}
+    again = f"python scripts/generate.py {' '.join(sys.argv[1:])}".strip()
+    done = not (report.failed or report.pending)
+    return told | {
+        "next": "design/generation_stats.md, then read them" if done else again
+    }
+
+
+def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:
+    lines = "\n".join(f"{name:<24}{value}" for name, value in told.items())
+    print(json.dumps(told, indent=1) if options.json else lines)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    common = ("concurrency", "shard", "max_usd", "seed", "dry_run", "json")
+    parser = stage.flags(__doc__, *common)
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--pilot", action="store_true", help="five fresh personas (the default)"
+    )
+    modes.add_argument(
+        "--confirm", action="store_true", help="twenty fresh ones, to decide on"
+    )
+    modes.add_argument(
+        "--trial", action="store_true", help="thirty, marked as trial everywhere"
+    )
+    modes.add_argument(
+        "--count", type=stage.whole(1), metavar="N", help="N in all, to scale"
+    )
+    parser.add_argument(
+        "--new", action="store_true", help="a new pilot with unchanged settings"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(stage.shown(main))
