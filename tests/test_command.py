@@ -73,7 +73,7 @@ def ready(root: Path) -> Path:
 def test_a_new_project_is_valid_and_holds_no_script_that_is_not_built(root: Path) -> None:
     names = {path.name for path in root.iterdir()}
     assert {"infrastructure.py", "settings.py", "criteria.py", "config", ".finetune"} <= names
-    assert "scripts" not in names
+    assert {path.name for path in (root / "scripts").iterdir()} == {"personas.py"}
     assert "returns of a web shop" in (root / "config/project.yaml").read_text()
 
 
@@ -81,7 +81,7 @@ def test_init_overwrites_nothing(root: Path) -> None:
     before = (root / "config/project.yaml").read_bytes()
     again = finetune(root.parent, "init", "demo")
     assert again.returncode == 2
-    assert "already there: .finetune, infrastructure.py" in again.stderr
+    assert "already there: .finetune, evidence.py, infrastructure.py" in again.stderr
     assert (root / "config/project.yaml").read_bytes() == before
 
 

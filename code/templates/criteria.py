@@ -9,9 +9,7 @@ from typing import Any, Literal
 from infrastructure import load_rubric
 from pydantic import BaseModel, Field, create_model
 
-RUBRIC = load_rubric(
-    Path(__file__).resolve().parent / "config" / "rubric.yaml", draft=True
-)
+RUBRIC = load_rubric(Path(__file__).resolve().parent / "config" / "rubric.yaml", draft=True)
 CATEGORIES: dict[str, dict[str, Any]] = {
     name: {"weight": RUBRIC.weights[name], "criteria": list(members)}
     for name, members in RUBRIC.categories.items()
