@@ -30,7 +30,12 @@ MOST_COMBINATIONS = 200_000  # that constraints may tie together
 MOST_STATES = 20_000  # of a draw without putting back, beyond which its shares stay unknown
 TOPICAL = {"topic", "difficulty"}  # drawn for each topic; all other dimensions belong to the person
 # Not drawn from: a change to them leaves every persona as it is.
-NOT_DRAWN = {"taxonomy_hash": {"edge_cases"}, "template_hash": {"response_types", "stages"}}
+LATER = {"probability"}  # of a flaw: drawn for each message
+NOT_DRAWN: dict[str, dict[str, Any]] = {
+    "taxonomy_hash": {"edge_cases": True},
+    "template_hash": dict.fromkeys(("response_types", "stages", "time", "endings"), True)
+    | {"flaw_patterns": {"primary": LATER, "secondary": LATER}},
+}
 # What prompts can name besides a persona's dimensions and attributes.
 LABELS: tuple[str, ...] = ("name", "age_range", "personality_traits")
 LABELS += ("communication_style", "topics", "trajectory")

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,9 @@ SIM, ASSISTANT, JUDGE, FIX = (
     f"config/prompts/{name}.md" for name in ("user_sim", "assistant", "assessor", "fixup")
 )
 SYSTEM = "config/system-prompt.md"
-FIELDS = ("topic", "difficulty", "cadence", "asks", "experience", "communication", "trust")
-FIELDS += ("problem", "time_course", "filter", "home")  # all that is drawn, but for household
+FIELDS = ("name", "age_range", "personality_traits", "communication_style", "topics", "trajectory")
+FIELDS += ("cadence", "asks", "experience", "communication", "trust", "problem", "time_course")
+FIELDS += ("filter", "home")  # all that is drawn, but for household
 TOO_LONG = """## Too long
 
 Your reply had {{words}} words, the message had {{user_words}}. Say the same in at most {{most}} \
@@ -553,3 +555,41 @@ def test_the_starters_pass_once_their_blanks_are_filled(tmp_path: Path, passed: 
     (root / Q).write_text(notes, "utf-8")
     edit(root / C, "id: simulated/support-instruct", "id: ours/model-instruct")
     assert {gate: found(root, gate) for gate in DESIGN} == {gate: [] for gate in DESIGN}
+
+
+# Personas on disk
+
+
+def draw(root: Path, *words: str) -> None:
+    script = [sys.executable, str(root / "scripts/personas.py"), *words]
+    done = subprocess.run(script, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_personas_that_were_drawn_from_this_template_keep_the_gate_open(root: Path) -> None:
+    draw(root, "--count", "30")
+    draw(root, "--count", "10", "--evaluation")
+    checked = gates.run_check(root, gates.GATES["personas"])
+    assert checked.findings == []
+    assert checked.figures["training personas on disk"] == 30
+    assert checked.figures["evaluation personas on disk"] == 10
+
+
+def test_personas_of_another_template_close_it(root: Path) -> None:
+    draw(root, "--count", "3")
+    edit(root / U, "{Tarn One: 0.55, Tarn Duo: 0.45}", "{Tarn One: 0.5, Tarn Duo: 0.5}")
+    [said] = found(root, "personas")
+    assert "train-00001 was drawn from another template" in said
+
+
+def test_one_person_in_both_sets_closes_it(root: Path) -> None:
+    draw(root, "--count", "3")
+    rows = (root / "data/personas/training.jsonl").read_bytes()
+    (root / "data/personas/evaluation.jsonl").write_bytes(rows)
+    assert "train-00001 is also in the training set" in found(root, "personas")[0]
+
+
+def test_the_share_of_edge_cases_is_the_one_that_the_draws_give(root: Path) -> None:
+    edit(root / U, "count: {at_least: 2, at_most: 3}", "count: {at_least: 6, at_most: 6}")
+    edit(root / T, "highest: 0.25", "highest: 0.16")
+    assert "make 0.167 of them edge cases" in found(root, "personas")[0]

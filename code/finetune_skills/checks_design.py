@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_skills.bundle import bundle_root
 from finetune_skills.findings import Checked, Finding, Places, loaded, places, told, zero_weights
-from infrastructure import FinetuneError, load_rubric, selector_hash
+from infrastructure import FinetuneError, ReadReport, iter_records, load_rubric, selector_hash
 
 PROJECT, TAXONOMY = "config/project.yaml", "config/input-taxonomy.yaml"
 PERSONAS, RUBRIC = "config/persona-template.yaml", "config/rubric.yaml"
@@ -179,8 +179,9 @@ def _impossible(taxonomy: Any, at: Places) -> Iterator[Finding]:
 
 
 def _breaks(persona: Mapping[str, str], rule: Any) -> bool:
+    """All that `when` names and any of what `never` names: as sampling.py reads it."""
     when = all(persona[name] in wanted for name, wanted in rule.when.items())
-    return when and all(persona[name] in wanted for name, wanted in rule.never.items())
+    return when and any(persona[name] in wanted for name, wanted in rule.never.items())
 
 
 # ── rubric ────────────────────────────────────────────────────────────────────────────────────────
@@ -261,7 +262,8 @@ def check_personas(root: Path) -> Checked:
         checked.findings += _too_long(template, project.limits, at)
         checked.figures["longest"] = max(c.exchanges for c in template.length_classes.values())
     if template is not None and taxonomy is not None:
-        checked.findings += _against_taxonomy(template, taxonomy, at)
+        said = list(_against_taxonomy(template, taxonomy, at))
+        checked.findings += said or _as_drawn(root, template, taxonomy, checked)
     checked.findings += critique_findings(root, "personas", (PERSONAS,))
     return checked
 
@@ -311,6 +313,45 @@ def _against_taxonomy(template: Any, taxonomy: Any, at: Places) -> Iterator[Find
             yield Finding(at("attributes", name), said, "Keep it in one of the two files.")
 
 
+def _as_drawn(root: Path, template: Any, taxonomy: Any, checked: Checked) -> Iterator[Finding]:
+    """What the draws will really give, and whether the personas on disk are still such draws."""
+    from sampling import EDGE, expected_shares, prepare
+
+    try:
+        plan = prepare(taxonomy, template)
+        share = expected_shares(plan)[EDGE].get("edge case")
+    except FinetuneError as error:
+        yield Finding(PERSONAS, str(error))
+        return
+    band = taxonomy.edge_cases
+    checked.figures["edge cases among drawn topics"] = (
+        "unknown" if share is None else round(share, 4)
+    )
+    if share is not None and not band.lowest - 1e-9 <= share <= band.highest + 1e-9:
+        said = f"topics without repetition make {share:.3g} of them edge cases; the band is "
+        said += f"{band.lowest:g} to {band.highest:g}."
+        yield Finding(f"{TAXONOMY} edge_cases", said, "Change the weights, or count and repeat.")
+    yield from _drawn_files(root, plan, checked)
+
+
+def _drawn_files(root: Path, plan: Any, checked: Checked) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for name in ("training", "evaluation"):
+        shown, rows = f"data/personas/{name}.jsonl", 0
+        for row in iter_records(root / shown, ReadReport()):
+            item, rows = str(row.get("id")), rows + 1
+            made = row.get("provenance") or {}
+            if any(made.get(key, value) != value for key, value in plan.hashes.items()):
+                said = f"{item} was drawn from another template or taxonomy."
+                todo = "Move the file away and draw again, or take the change back."
+                yield Finding(shown, said, todo)
+                break
+            if seen.setdefault(item, name) != name:
+                yield Finding(shown, f"{item} is also in the {seen[item]} set.", "Draw again.")
+                break
+        checked.figures[f"{name} personas on disk"] = rows
+
+
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 # Numbers of the configuration that a prompt must not say again: they would soon say two things.
@@ -340,13 +381,14 @@ def check_prompts(root: Path) -> Checked:
 
 def _fields(root: Path) -> tuple[str, ...]:
     """Names of what is drawn for a persona, as single placeholders would write them."""
+    from sampling import LABELS, TOPICAL, placeholder
     from settings import SettingsError, load_persona_template, load_taxonomy
 
     try:
         names = [*load_taxonomy(root).dimensions(), *load_persona_template(root).attributes]
     except SettingsError:
         return ()  # the gates of those files say it
-    return tuple(re.sub(r"\W+", "_", name) for name in names)
+    return (*LABELS, *(placeholder(name) for name in names if name not in TOPICAL))
 
 
 def _repeated_numbers(root: Path) -> Iterator[Finding]:

@@ -34,39 +34,16 @@ import infrastructure
 import settings
 import simulation
 import stage
-from infrastructure import (
-    FinetuneError,
-    LLMBackend,
-    RunReport,
-    canonical_hash,
-    iter_records,
-)
+from infrastructure import FinetuneError, LLMBackend, RunReport, canonical_hash, iter_records
 from personas import persona_fields, persona_sheet
 from simulation import Made, Rules
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
-GATE = {
-    "pilot": "prompts",
-    "confirm": "prompts",
-    "trial": "prompts",
-    "scale": "confirm",
-}
-FROZEN = (
-    "config/prompts/user_sim.md",
-    "config/prompts/assistant.md",
-    "config/rubric.yaml",
-)
-DEPENDS: tuple[str, ...] = (
-    "persona-template.yaml#/",
-    "artefacts.yaml#/",
-    "project.yaml#/limits",
-)
-DEPENDS += (
-    "project.yaml#/thresholds",
-    "project.yaml#/domain",
-    "project.yaml#/language",
-)
+GATE = {"pilot": "prompts", "confirm": "prompts", "trial": "prompts", "scale": "confirm"}
+FROZEN = ("config/prompts/user_sim.md", "config/prompts/assistant.md", "config/rubric.yaml")
+DEPENDS: tuple[str, ...] = ("persona-template.yaml#/", "artefacts.yaml#/", "project.yaml#/limits")
+DEPENDS += ("project.yaml#/thresholds", "project.yaml#/domain", "project.yaml#/language")
 
 Persona = dict[str, Any]
 Batch = dict[str, Any]
@@ -74,9 +51,7 @@ Batch = dict[str, Any]
 
 def main() -> int:
     options = _options()
-    kind = next(
-        (name for name in ("confirm", "trial") if getattr(options, name)), "pilot"
-    )
+    kind = next((name for name in ("confirm", "trial") if getattr(options, name)), "pilot")
     kind = "scale" if options.count else kind
     if not options.dry_run:
         infrastructure.require_gate(GATE[kind], ROOT)
@@ -96,9 +71,7 @@ def main() -> int:
 def _generate(
     batch: Batch, todo: Sequence[Persona], project: Any, rules: Rules, options: Any
 ) -> int:
-    with stage.models(
-        ROOT, project, "generate", ("user_sim", "assistant"), options
-    ) as models:
+    with stage.models(ROOT, project, "generate", ("user_sim", "assistant"), options) as models:
         _freeze(batch)
         print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make",
               file=sys.stderr)  # fmt: skip
@@ -130,9 +103,7 @@ async def _all(
             made = await simulation.simulate_conversation(persona, fields, *pair, rules)
             made.transcript["provenance"] = about
             text = json.dumps(made.transcript, ensure_ascii=False, indent=1) + "\n"
-            infrastructure.atomic_write(
-                _path(batch, persona["id"], made.fate), text, 0o644
-            )
+            infrastructure.atomic_write(_path(batch, persona["id"], made.fate), text, 0o644)
             candidates.append(_event(batch, made.transcript, made.fate, made.why))
             return made
 
@@ -150,9 +121,7 @@ def the_batch(kind: str, inputs: Mapping[str, str], options: Any) -> Batch:
     """The batch to work on: the last of its kind while nothing has changed, else a new one."""
     known = list(batches(kind))
     alike = [each for each in known if each["inputs"] == dict(inputs)]
-    begun = [
-        each for each in alike if not all(_is_made(each, item) for item in each["ids"])
-    ]
+    begun = [each for each in alike if not all(_is_made(each, item) for item in each["ids"])]
     wanted = KINDS.get(kind, 0)
     if kind == "scale":
         wanted = options.count - sum(len(each["ids"]) for each in alike)
@@ -181,9 +150,7 @@ def _next(kind: str, number: int, inputs: Mapping[str, str], count: int) -> Batc
         raise FinetuneError(f"{said}. Run: python scripts/personas.py --count {need}")
     head = {"schema": infrastructure.SCHEMA, "id": f"{kind}-{number:03}", "kind": kind}
     ids = [person["id"] for person in people]
-    trial = (
-        kind == "trial"
-    )  # marks everything that is made of it, and `ship` refuses it
+    trial = kind == "trial"  # marks everything that is made of it, and `ship` refuses it
     return head | {"trial": trial, "ids": ids, "inputs": dict(inputs), "people": people}
 
 
@@ -194,9 +161,7 @@ def _freeze(batch: Batch) -> None:
     path = ROOT / f"data/batches/{batch['id']}.json"
     if not path.exists():
         frozen = {key: value for key, value in batch.items() if key != "people"}
-        frozen["personas"] = {
-            person["id"]: canonical_hash(person) for person in batch["people"]
-        }
+        frozen["personas"] = {person["id"]: canonical_hash(person) for person in batch["people"]}
         infrastructure.atomic_write(path, json.dumps(frozen, indent=1) + "\n", 0o644)
 
 
@@ -208,12 +173,8 @@ def _people(ids: Sequence[str]) -> list[Persona]:
     known = {person["id"]: person for person in _drawn()}
     lost = [item for item in ids if item not in known]
     if lost:
-        said = (
-            f"data/personas/training.jsonl: {lost[0]} is gone, and its batch needs it"
-        )
-        raise FinetuneError(
-            f"{said}. Draw the personas again; equal seeds give equal people."
-        )
+        said = f"data/personas/training.jsonl: {lost[0]} is gone, and its batch needs it"
+        raise FinetuneError(f"{said}. Draw the personas again; equal seeds give equal people.")
     return [known[item] for item in ids]
 
 
@@ -253,16 +214,8 @@ def _provenance(batch: Batch, models: Mapping[str, LLMBackend]) -> dict[str, Any
 def _event(
     batch: Batch, transcript: Mapping[str, Any], fate: str, why: Sequence[str]
 ) -> dict[str, Any]:
-    head = {
-        "schema": infrastructure.SCHEMA,
-        "id": transcript["id"],
-        "event": "generated",
-    }
-    head |= {
-        "fate": fate,
-        "batch": batch["id"],
-        "transcript_hash": canonical_hash(transcript),
-    }
+    head = {"schema": infrastructure.SCHEMA, "id": transcript["id"], "event": "generated"}
+    head |= {"fate": fate, "batch": batch["id"], "transcript_hash": canonical_hash(transcript)}
     return head | ({"why": list(why)} if why else {})
 
 
@@ -314,9 +267,7 @@ def _told(batch: Batch, report: RunReport[Persona, Made]) -> dict[str, Any]:
     told |= {"exchanges": len(exchanges), "with a length violation": wrong}
     again = f"python scripts/generate.py {' '.join(sys.argv[1:])}".strip()
     done = not (report.failed or report.pending)
-    return told | {
-        "next": "design/generation_stats.md, then read them" if done else again
-    }
+    return told | {"next": "design/generation_stats.md, then read them" if done else again}
 
 
 def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:
@@ -329,21 +280,11 @@ def _options() -> argparse.Namespace:
     common = ("concurrency", "shard", "max_usd", "seed", "dry_run", "json")
     parser = stage.flags(__doc__, *common)
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument(
-        "--pilot", action="store_true", help="five fresh personas (the default)"
-    )
-    modes.add_argument(
-        "--confirm", action="store_true", help="twenty fresh ones, to decide on"
-    )
-    modes.add_argument(
-        "--trial", action="store_true", help="thirty, marked as trial everywhere"
-    )
-    modes.add_argument(
-        "--count", type=stage.whole(1), metavar="N", help="N in all, to scale"
-    )
-    parser.add_argument(
-        "--new", action="store_true", help="a new pilot with unchanged settings"
-    )
+    modes.add_argument("--pilot", action="store_true", help="five fresh personas (the default)")
+    modes.add_argument("--confirm", action="store_true", help="twenty fresh ones, to decide on")
+    modes.add_argument("--trial", action="store_true", help="thirty, marked as trial everywhere")
+    modes.add_argument("--count", type=stage.whole(1), metavar="N", help="N in all, to scale")
+    parser.add_argument("--new", action="store_true", help="a new pilot with unchanged settings")
     return parser.parse_args()
 
 
