@@ -6,7 +6,9 @@
 
 Starts with `python -I`. It reads the shell command as text and the project as data; what it imports
 comes from the bundle. A shell line can't be understood completely, so the scripts ask as well: this
-is the early and friendly answer. Where the line stays unclear it lets the command through.
+is the early and friendly answer. Where the line stays unclear it lets the command through: make,
+just, a shell script, a notebook or a person's own program are not looked into, and what they start
+asks for its gate itself.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -370,17 +373,17 @@ def closed(root: str, script: str) -> str:
     import io
     import signal
 
-    kernel = the_kernel()
+    kernel, gates = the_kernel(), the_gates()
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(PATIENCE)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # one message, not a line per damaged row
-            kernel.require_gate(requires()[script], root)
+            gate = requires()[script]
+            return str(gates.closed_gates(Path(root), gates.upstream(gate))[gate])
     except kernel.FinetuneError as error:
         return str(error)
     finally:
         signal.alarm(0)
-    return ""
 
 
 def too_long(*_: object) -> None:
@@ -392,6 +395,14 @@ def the_kernel() -> Any:
     import infrastructure
 
     return infrastructure
+
+
+def the_gates() -> Any:
+    """The table of gates; after the bundle on the path, so that nothing beside it comes first."""
+    sys.path.append(os.path.dirname(package()))
+    from finetune_skills import gates
+
+    return gates
 
 
 def tell(why: str) -> int:
@@ -409,20 +420,14 @@ def status_line(root: str) -> str:
     if not able():
         return fallback
     kernel = the_kernel()
-    from finetune_skills.gates import GATES
-
-    waiting = [name for name in GATES if not is_open(kernel, name, root)]
-    done = f"{len(GATES) - len(waiting)} of {len(GATES)} gates are open"
+    try:
+        found = the_gates().closed_gates(Path(root))
+    except kernel.FinetuneError:
+        return fallback
+    names, waiting = list(found), [name for name, why in found.items() if why]
+    done = f"{len(names) - len(waiting)} of {len(names)} gates are open"
     following = f"; the next is {waiting[0]}" if waiting else ""
     return f"finetune: a fine-tuning project; {done}{following}. Where it stands: finetune status"
-
-
-def is_open(kernel: Any, name: str, root: str) -> bool:
-    try:
-        kernel.require_gate(name, root)
-    except kernel.FinetuneError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

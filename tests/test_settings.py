@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import infrastructure
 import settings
 from children import CODE, child
+from finetune_skills.scaffold import render
 from settings import FRONT_BLOCKS, SCHEMAS, SettingsError, backend_arguments, check_file, read_env
 
 TEMPLATES = CODE / "templates"
@@ -39,7 +40,7 @@ FILLED |= {"hardware": "laptop with 16 GB of memory", "offline": "true"}
 def starter(name: str) -> str:
     """A starter file as `finetune init` writes it."""
     text = (TEMPLATES / "config" / name).read_text("utf-8")
-    return infrastructure.PLACEHOLDER.sub(lambda found: FILLED[found[1]], text)
+    return render(f"config/{name}", text.encode(), FILLED).decode()
 
 
 def mistakes(folder: Path, name: str, text: str | bytes) -> list[str]:

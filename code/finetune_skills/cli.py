@@ -74,15 +74,6 @@ def show(value: Any, text: str, json_: bool) -> None:
     click.echo(json.dumps(value, indent=2) if json_ else text)
 
 
-QUESTIONS = {  # name of the value: (question, what it is when nobody is asked)
-    "name": ("Short name of the project", ""),
-    "domain": ("What should the model be good at, in one sentence", "not decided yet"),
-    "language": ("Main language (en, de, pt-BR, ...)", "en"),
-    "hardware": ("Which machine will run the model", "not decided yet"),
-    "offline": ("Must it work without any network (true or false)", "true"),
-}
-
-
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--name", help="Short name; start value: the folder's name.")
@@ -90,37 +81,33 @@ QUESTIONS = {  # name of the value: (question, what it is when nobody is asked)
 @click.option("--language", help="Main language, such as en.")
 @click.option("--hardware", help="The machine that will run the model.")
 @click.option("--offline", type=click.Choice(["true", "false"]), help="Without any network?")
+@click.option("--budget", help="Dollars for the whole project at most, such as 50, or none.")
+@click.option("--providers", help="Kinds of model you can use, such as openai,local, or none.")
+@click.option("--example", default="", help="Begin with a complete example of this name.")
 @as_json
-def init(directory: Path, json_: bool, **given: str | None) -> None:
+def init(directory: Path, example: str, json_: bool, **flags: str | None) -> None:
     """Make a project: config, modules, and the record that upgrades need.
 
     Asks for what no flag says, when it runs at a terminal. Overwrites nothing.
 
     Example: finetune init my-project --domain "returns and refunds of a web shop"
     """
+    from finetune_skills.answers import answers, hints, texts
     from finetune_skills.bundle import bundle_root
-    from finetune_skills.scaffold import create_project
+    from finetune_skills.scaffold import bundle_files, create_project, without_effect
 
-    values = answers(given, directory.resolve().name)
-    files = create_project(directory, bundle_root(), values)
-    wrong = project_mistakes(directory)
+    sources = bundle_files(bundle_root(), example)  # an unknown example, before any question
+    given = {key: text for key, text in flags.items() if text is not None}
+    if idle := without_effect(sources, given):
+        said = ", ".join(f"--{key}" for key in idle)
+        raise click.UsageError(f"the example {example} has decided this itself, leave out {said}")
+    values = answers(given, directory.resolve().name, ask=not example)
+    files = create_project(directory, bundle_root(), texts(values), example=example)
+    wrong, todo = project_mistakes(directory), hints(values)
     told = {"project": str(directory), "files": [str(path) for path in files], "mistakes": wrong}
-    text = f"{directory}: {len(files)} files\n" + "".join(f"  {line}\n" for line in wrong)
-    show(told, f"{text}Next: cd {directory} && finetune status", json_)
-
-
-def answers(given: dict[str, str | None], folder: str) -> dict[str, str]:
-    """From flags; at a terminal, ask for the rest; else the start values."""
-    import re
-
-    asked = sys.stdin.isatty() and sys.stderr.isatty()
-    values = {}
-    for key, (question, usual) in QUESTIONS.items():
-        usual = usual or re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-.") or "project"
-        known = given.get(key)
-        ask = known is None and asked
-        values[key] = click.prompt(question, usual, err=True) if ask else known or usual
-    return values
+    lines = [f"{directory}: {len(files)} files", *(f"  {line}" for line in wrong), *todo]
+    following = f"Next: cd {directory} && finetune status"
+    show(told | {"todo": todo}, "\n".join([*lines, following]), json_)
 
 
 def project_mistakes(root: Path) -> list[str]:
@@ -143,10 +130,20 @@ def status(json_: bool) -> None:
     """
     from finetune_skills import gates
 
-    found = gates.states(project())
+    root = project()
+    tell_damage(root)
+    found = gates.states(root)
     following = gates.next_command(found)
     told = {"gates": [state.to_dict() for state in found.values()], "next": following}
     show(told, status_table(found, following), json_)
+
+
+def tell_damage(root: Path) -> None:
+    """One line on stderr about a ledger with damaged lines."""
+    from finetune_skills.gates import ledger_damage
+
+    if said := ledger_damage(root):
+        click.echo(said, err=True)
 
 
 def status_table(found: Any, following: str) -> str:
@@ -195,7 +192,9 @@ def gate(name: str | None, phase: str | None, all_: bool, by: str, json_: bool) 
     names = [name] if name else names
     if not names or (name and (phase or all_)):
         raise click.UsageError("name one gate, or --phase design, generate or train, or --all")
-    root = project()
+    root, names = project(), [gates.gate_named(each).name for each in names]
+    gates.refuse_unreadable(root, names)  # all of them, before the first result is recorded
+    tell_damage(root)
     found = [gates.pass_gate(root, each, by) for each in names]
     text = "\n".join(gate_text(state) for state in found)
     show([state.to_dict() for state in found], text, json_)
@@ -255,7 +254,9 @@ def confirm(name: str) -> None:
 def decide(name: str, result: str, by: str, reason: str, json_: bool) -> None:
     from finetune_skills import gates
 
-    state = gates.decide(project(), name, result, by, reason)
+    root = project()
+    tell_damage(root)
+    state = gates.decide(root, name, result, by, reason)
     show(state.to_dict(), gate_text(state), json_)
 
 

@@ -7,9 +7,11 @@ the check again and compares the hashes of what was looked at.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,11 +118,35 @@ def gate_named(name: str) -> Gate:
 
 
 def ledger_rows(root: Path) -> list[dict[str, Any]]:
-    """Every readable line of the ledger; damaged ones are said on stderr."""
+    """Every readable line of the ledger; `ledger_damage` says which are not."""
+    return list(iter_records(root / LEDGER))
+
+
+def ledger_damage(root: Path) -> str:
+    """One line about the lines that can't be read; empty when there are none. They stay in the
+    file and count for nothing, and the next result starts on a line of its own."""
     report = ReadReport()
-    rows = list(iter_records(root / LEDGER, report))
-    report.tell()
-    return rows
+    for _ in iter_records(root / LEDGER, report):
+        pass
+    if not report.bad:
+        return ""
+    lines = ", ".join(str(number) for number, _ in report.bad[:9])
+    more = f" and {len(report.bad) - 9} more" if len(report.bad) > 9 else ""
+    said = "skipped: damaged, kept as it is; every other result counts"
+    return f"{LEDGER}:{lines}{more}: {said}. A gate that lost its result: run it again."
+
+
+def refuse_unreadable(root: Path, names: Iterable[str]) -> None:
+    """An error for a config file of these gates that is missing or no YAML at all: then there is
+    nothing to judge, and nothing is recorded."""
+    from settings import SCHEMAS, check_file
+
+    seen = (each.partition("#")[0] for name in names for each in GATES[name].looks_at)
+    files = {Path(file).name for file in seen} & set(SCHEMAS)
+    for file in sorted(files):
+        found = check_file(root / "config" / file, f"config/{file}")
+        if len(found) == 1 and not found[0].where:
+            raise FinetuneError(str(found[0]))
 
 
 def states(root: Path) -> dict[str, State]:
@@ -165,10 +191,35 @@ def _not_open(root: Path, gate: Gate, last: Mapping[str, Any]) -> str:
 def _still_open(name: str, root: Path) -> bool:
     """What the scripts themselves ask: does the ledger open this gate, with all hashes equal?"""
     try:
-        require_gate(name, root)
+        with contextlib.redirect_stderr(io.StringIO()):  # `ledger_damage` says it, once
+            require_gate(name, root)
     except FinetuneError:
         return False
     return True
+
+
+def closed_gates(root: Path, wanted: Collection[str] = tuple(GATES)) -> dict[str, str]:
+    """Why each of these gates, or one that it needs, keeps its stage from running; empty: it is
+    open. From ledger and hashes, without any check. A waiver stands for all that comes before."""
+    last = {row.get("gate"): row.get("result") for row in ledger_rows(root)}
+    found: dict[str, str] = {}
+    for gate in GATES.values():
+        if gate.name not in wanted:
+            continue
+        try:
+            require_gate(gate.name, root)
+        except FinetuneError as error:
+            found[gate.name] = str(error)
+            continue
+        needs = () if last.get(gate.name) == "waived" else gate.needs
+        need = next((need for need in needs if found[need]), None)
+        found[gate.name] = f"gate {gate.name}: needs {need}. {found[need]}" if need else ""
+    return found
+
+
+def upstream(name: str) -> set[str]:
+    """A gate and all that it needs, near and far."""
+    return {name}.union(*(upstream(need) for need in gate_named(name).needs))
 
 
 def run_check(root: Path, gate: Gate) -> Checked:
@@ -191,6 +242,7 @@ def looked_at(root: Path, gate: Gate) -> dict[str, str | None]:
 def pass_gate(root: Path, name: str, by: str = "") -> State:
     """Run one gate's check and write the result into the ledger; gives where it stands then."""
     gate = gate_named(name)
+    refuse_unreadable(root, [name])
     before = states(root)
     closed = [need for need in gate.needs if before[need].state not in OPEN]
     versions = {
@@ -208,7 +260,9 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
 
 def decide(root: Path, name: str, result: str, by: str, reason: str = "") -> State:
     """A person's act: approve what the check passed, or waive a gate with a reason."""
-    gate, now = gate_named(name), states(root)[name]
+    gate = gate_named(name)
+    refuse_unreadable(root, [name])
+    now = states(root)[name]
     if gate.check is None:
         raise FinetuneError(f"gate {name}: its stage is not built yet; there is nothing to decide")
     if result == "approved" and not gate.person:

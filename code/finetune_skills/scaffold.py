@@ -9,23 +9,27 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from finetune_skills.answers import texts
 from finetune_skills.bundle import NAME
 from finetune_skills.merge import plain
-from infrastructure import PLACEHOLDER, SCHEMA, FinetuneError, atomic_write, canonical_hash
+from infrastructure import PLACEHOLDER, SCHEMA, FinetuneError, atomic_write, canonical_hash, unknown
 
 # The only files whose {{name}} are filled; everywhere else they belong to the project's own stages.
 FILLED = frozenset({"README.md", "pyproject.toml", "config/project.yaml"})
 # In these a value stands between double quotes, so quotes and backslashes in it are escaped.
 QUOTED = frozenset({".yaml", ".yml", ".toml"})
+# What a project gets whose record is older than a question.
+UNDECIDED: dict[str, object] = dict(texts({}))
 # Never copied from a bundle: caches, environments, secrets, and the bundle inside the package.
 LEFT_OUT = frozenset({"__pycache__", ".DS_Store", ".env", ".venv", ".git", "_bundle"})
 LEFT_OUT |= {".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
+MADE_BY_RUNS = ("data/", "models/", ".finetune/")  # of an example: never laid into a project
 
 RECORD = ".finetune"
 BASE = f"{RECORD}/base"
@@ -33,27 +37,50 @@ MANIFEST = f"{RECORD}/manifest.json"
 STARTED = f"{RECORD}/started.json"
 
 
-def bundle_files(bundle: Path) -> dict[str, Path]:
-    """Every file that a project gets: its path in the project, and where the bundle has it."""
+def bundle_files(bundle: Path, example: str = "") -> dict[str, Path]:
+    """Every file that a project gets: its path in the project, and where the bundle has it. The
+    files of an example are laid over the templates."""
     modules = {path.name: path for path in sorted((bundle / "code").glob("*.py"))}
     templates = files_below(bundle / "code/templates")
+    if example:
+        templates |= _example_files(bundle, example)
     if double := sorted(modules.keys() & templates.keys()):
-        raise FinetuneError(f"{bundle}: {double[0]} is a module and a template; keep one of them")
+        kind = f"in the example {example}" if example else "a template"
+        raise FinetuneError(f"{bundle}: {double[0]} is a module and {kind}; keep one of them")
     return modules | templates
 
 
+def examples(bundle: Path) -> list[str]:
+    """The complete projects among the bundle's examples."""
+    folder = bundle / "examples"
+    return sorted(path.parent.parent.name for path in folder.glob("*/config/project.yaml"))
+
+
+def _example_files(bundle: Path, name: str) -> dict[str, Path]:
+    if name not in (have := examples(bundle)):
+        todo = unknown("example", name[:60], have) if have else "This release has no examples."
+        raise FinetuneError(f"example {name[:60]}: {todo}")
+    found = files_below(bundle / "examples" / name)
+    return {path: source for path, source in found.items() if not path.startswith(MADE_BY_RUNS)}
+
+
 def create_project(
-    root: Path, bundle: Path, values: Mapping[str, object], clock: Callable[[], float] = time.time
+    root: Path,
+    bundle: Path,
+    values: Mapping[str, object],
+    clock: Callable[[], float] = time.time,
+    example: str = "",
 ) -> list[Path]:
     """Make a project at `root`; nothing that is there is overwritten. Gives the files it wrote.
     After a crash, the same call finishes the work, or says which files are in its way."""
-    sources = bundle_files(bundle)
+    sources = bundle_files(bundle, example)
     files = {path: render(path, read(source), values) for path, source in sources.items()}
     _refuse_incomplete(bundle, files)
     _refuse_to_overwrite(root, files)
     manifest = {
         "schema": SCHEMA,
-        "bundle": bundle_version(bundle),
+        "bundle": bundle_version(bundle, example),
+        "example": example,
         "created": timestamp(clock),
         "values": {name: str(value) for name, value in values.items()},
         "files": {path: {"sha256": digest(data)} for path, data in files.items()},
@@ -72,8 +99,17 @@ def render(path: str, data: bytes, values: Mapping[str, object]) -> bytes:
     if path not in FILLED:
         return data
     quoted = PurePosixPath(path).suffix in QUOTED
-    texts = {name: _one_line(name, value, quoted) for name, value in values.items()}
-    return PLACEHOLDER.sub(lambda found: texts.get(found[1], found[0]), data.decode()).encode()
+    known = {**UNDECIDED, **values}
+    filled = {name: _one_line(name, value, quoted) for name, value in known.items()}
+    return PLACEHOLDER.sub(lambda found: filled.get(found[1], found[0]), data.decode()).encode()
+
+
+def without_effect(files: Mapping[str, Path], names: Iterable[str]) -> list[str]:
+    """The answers that no file has a place for: an example may have decided them itself."""
+    texts_ = (read(source).decode() for path, source in files.items() if path in FILLED)
+    places = {name for text in texts_ for name in PLACEHOLDER.findall(text)}
+    uses = {name.partition("_")[0] for name in places}
+    return [name for name in names if name not in uses]
 
 
 def unfilled(path: str, data: bytes) -> list[str]:
@@ -81,13 +117,13 @@ def unfilled(path: str, data: bytes) -> list[str]:
     return sorted(set(PLACEHOLDER.findall(data.decode()))) if path in FILLED else []
 
 
-def bundle_version(bundle: Path) -> str:
+def bundle_version(bundle: Path, example: str = "") -> str:
     """The release, where it is known, and a short hash of what a project gets."""
     try:
         release = importlib.metadata.version(NAME)
     except importlib.metadata.PackageNotFoundError:
         release = "0"
-    files = {path: digest(read(source)) for path, source in bundle_files(bundle).items()}
+    files = {path: digest(read(source)) for path, source in bundle_files(bundle, example).items()}
     return f"{release}+{canonical_hash(files)[:8]}"
 
 

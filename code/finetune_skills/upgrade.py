@@ -85,7 +85,7 @@ class Action:
 def plan_upgrade(root: Path, bundle: Path) -> list[Action]:
     """What an upgrade would do to each file; reads, and writes nothing."""
     project = _load(root)
-    sources = bundle_files(bundle)
+    sources = bundle_files(bundle, project.example)
     values = project.values
     actions = []
     for path in sorted(sources.keys() | project.hashes.keys()):
@@ -108,7 +108,8 @@ def apply_upgrade(root: Path, bundle: Path) -> list[Action]:
         if writes:
             atomic_write(root / PENDING, as_json(_pending(root, writes)), 0o644)
         done = {action.path: action for action in _write_all(root, writes)}
-        _settle(_load(root), bundle_version(bundle))
+        project = _load(root)
+        _settle(project, bundle_version(bundle, project.example))
         return [done.get(action.path, action) for action in actions]
 
 
@@ -133,6 +134,11 @@ class Project:
         """What the placeholders were filled with."""
         found = self.manifest.get("values")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def example(self) -> str:
+        """The example that the project was made from; empty for none."""
+        return str(self.manifest.get("example") or "")
 
     @property
     def hashes(self) -> dict[str, str]:
