@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from children import CODE
+from designs import choose_model, edit
 
-CHOICE = "We compared eight candidates. qwen-mini was chosen because " + "it fits our laptop " * 8
-BASE = '  base: {model: "local:qwen-mini", preset: ollama}'
+STAGES = {"personas.py", "generate.py"}  # those that are built
 COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
 
 
@@ -38,12 +38,6 @@ def state(root: Path, gate: str = "model") -> str:
     return str(next(row["state"] for row in found if row["gate"] == gate))
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text("utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), "utf-8")
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
@@ -62,10 +56,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def ready(root: Path) -> Path:
     """A project whose model is chosen and whose reasons are written down."""
-    edit(root / "config/project.yaml", "  base: null ", f"{BASE} ")
-    (root / "design").mkdir()
-    (root / "design/model-choice.md").write_text(CHOICE)
-    return root
+    return choose_model(root)
 
 
 # init
@@ -74,7 +65,7 @@ def ready(root: Path) -> Path:
 def test_a_new_project_is_valid_and_holds_no_script_that_is_not_built(root: Path) -> None:
     names = {path.name for path in root.iterdir()}
     assert {"infrastructure.py", "settings.py", "criteria.py", "config", ".finetune"} <= names
-    assert {path.name for path in (root / "scripts").iterdir()} == {"personas.py"}
+    assert {path.name for path in (root / "scripts").iterdir()} == STAGES
     assert "returns of a web shop" in (root / "config/project.yaml").read_text()
 
 

@@ -137,16 +137,19 @@ def ledger_damage(root: Path) -> str:
 
 
 def refuse_unreadable(root: Path, names: Iterable[str]) -> None:
-    """An error for a config file of these gates that is missing or no YAML at all: then there is
+    """An error for a file of these gates that is missing or can't be read at all: then there is
     nothing to judge, and nothing is recorded."""
-    from settings import SCHEMAS, check_file
+    from settings import FRONT_BLOCKS, SCHEMAS, check_file
 
-    seen = (each.partition("#")[0] for name in names for each in GATES[name].looks_at)
-    files = {Path(file).name for file in seen} & set(SCHEMAS)
-    for file in sorted(files):
-        found = check_file(root / "config" / file, f"config/{file}")
-        if len(found) == 1 and not found[0].where:
-            raise FinetuneError(str(found[0]))
+    seen = {each.partition("#")[0] for name in names for each in GATES[name].looks_at}
+    for file in sorted(seen):
+        shown = f"config/{file}" if file in SCHEMAS else file
+        if Path(file).name in SCHEMAS | FRONT_BLOCKS:
+            found = check_file(root / shown, shown)
+            if len(found) == 1 and not found[0].where:
+                raise FinetuneError(str(found[0]))
+        elif file.startswith("config/prompts/") and not (root / file).is_file():
+            raise FinetuneError(f"{file}: is missing. Create it; finetune upgrade knows its start.")
 
 
 def states(root: Path) -> dict[str, State]:
