@@ -93,7 +93,8 @@ class Assumed:
     """Start values. Each is a place to begin: put your own figure in once you have measured it."""
 
     pass_rate: float = 0.7  # share of transcripts that pass their judges
-    retry_share: float = 0.1  # share of messages written again because their length was wrong
+    # share of messages asked for again because of their length; each counts like a first try
+    retry_share: float = 0.1
     repaired_replies: int = 2  # replies rewritten in a transcript that is repaired
     baseline_conversations: int = 20
     evaluation_personas: int = 24
@@ -423,7 +424,8 @@ PAID_STAGES = ("baseline", "generate", "assess", "fixup", "run_evaluation")
 def stages_of(
     project: ProjectSettings, costing: Costing, transcripts: float | None, why: str
 ) -> list[Stage]:
-    """Every stage that calls models. Without a number of transcripts (`why`) three are unknown."""
+    """Every stage that calls models. Without a number of transcripts (`why`) three are unknown.
+    As many transcripts are repaired, and judged again, as thresholds.fixup_share still allows."""
     roles, budgets, assumed = project.roles, project.budgets, costing.assumed
     baseline, pairs = (
         float(assumed.baseline_conversations),
@@ -624,7 +626,8 @@ def training_memory(
 ) -> Memory | None:  # fmt: skip
     """LoRA and QLoRA; None for full tuning, which nothing here was fitted on. `tokens`: batch times
     padded length. Largest error 4.6 % against one LoRA step on fake tensors at 0.6, 4 and 8 billion
-    parameters, ranks 16 and 64, with and without checkpointing, three heads."""
+    parameters, ranks 16 and 64, with and without checkpointing, three heads, at 1,024 and 2,048
+    tokens; beyond these it is extrapolated, as every term grows with tokens in proportion."""
     if training.method == "full":
         return None
     quantised, rank = training.method == "qlora", training.rank

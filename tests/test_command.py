@@ -81,7 +81,8 @@ def test_init_overwrites_nothing(root: Path) -> None:
     before = (root / "config/project.yaml").read_bytes()
     again = finetune(root.parent, "init", "demo")
     assert again.returncode == 2
-    assert "already there: .finetune, infrastructure.py" in again.stderr
+    assert "already there: .finetune, " in again.stderr
+    assert "infrastructure.py" in again.stderr
     assert (root / "config/project.yaml").read_bytes() == before
 
 

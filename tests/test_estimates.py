@@ -15,8 +15,10 @@ from hypothesis import settings as h_settings
 from hypothesis import strategies as st
 
 import infrastructure
+from children import child
 from estimates import (
     GPUS,
+    SECTIONS,
     START_SIZES,
     Amount,
     Assumed,
@@ -52,6 +54,7 @@ from finetune_skills.cli import main
 from finetune_skills.scaffold import create_project
 from infrastructure import get_slice_points
 from settings import (
+    PROMPTS,
     Architecture,
     LengthClass,
     ModelChoice,
@@ -142,6 +145,11 @@ def test_the_expectation_is_the_mean_over_many_ids(
     assert expected_slices(exchanges, slicing) == pytest.approx(mean, abs=0.08)
     for point, chance in slice_chances(exchanges, *rule).items():
         assert chance == pytest.approx(sum(point in cut for cut in cuts) / 2000, abs=0.06)
+
+
+@pytest.mark.parametrize(("exchanges", "about"), [(15, 5), (25, 8), (50, 15), (100, 29)])
+def test_known_lengths_give_the_known_number_of_slices(exchanges: int, about: int) -> None:
+    assert abs(expected_slices(exchanges, Slicing()) - about) < 0.6
 
 
 def test_each_reply_is_learned_once_however_the_gaps_fall() -> None:
@@ -465,6 +473,30 @@ def test_what_is_not_written_yet_has_a_start_value_and_says_so(tmp_path: Path) -
     assert all(size.source.startswith("start value") for size in sizes.values())
 
 
+def test_only_sections_that_prompts_have_are_measured() -> None:
+    assert all({*wanted} <= {*PROMPTS[name]} for name, wanted in SECTIONS.values())
+
+
+IMPORT = """
+import sys
+from pathlib import Path
+opened = []
+def watch(event, given):
+    if event.startswith("socket.") or (event == "open" and not str(given[0]).endswith(ENDS)):
+        opened.append((event, given))
+ENDS = (".py", ".pyc", ".so")
+import pydantic, asyncio, importlib.metadata  # what it stands on
+sys.addaudithook(watch)
+import estimates
+bad = {"yaml", "numpy", "openai", "anthropic", "genai_prices", "tiktoken"} & set(sys.modules)
+print(opened, sorted(bad))
+"""
+
+
+def test_importing_it_opens_nothing() -> None:
+    assert child("-c", IMPORT).stdout == "[] []\n"
+
+
 def test_what_is_written_is_measured(root: Path) -> None:
     prompts = root / "config/prompts"
     prompts.mkdir(exist_ok=True)
@@ -538,12 +570,16 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Result:
 EVERYTHING = ("-v", "--examples", "500", "--gpu-price", "L4=2.5", "--pass-rate", "0.5")
 
 
+def choose(root: Path) -> None:
+    design = root / "design/model-choice.md"
+    design.parent.mkdir()
+    design.write_text(f"---\n{json.dumps(choice().model_dump(by_alias=True))}\n---\n")
+
+
 def test_every_price_in_the_text_has_its_source_and_date(
     decided: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    design = decided / "design/model-choice.md"
-    design.parent.mkdir()
-    design.write_text(f"---\n{json.dumps(choice().model_dump(by_alias=True))}\n---\n")
+    choose(decided)
     said = run(decided, monkeypatch, *EVERYTHING)
     assert (said.exit_code, said.stderr) == (0, "")
     lines = said.stdout.splitlines()
@@ -574,12 +610,36 @@ def prices_in(value: Any) -> list[dict[str, Any]]:
 def test_every_price_in_the_json_has_its_source_and_date(
     decided: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    choose(decided)
     told = json.loads(run(decided, monkeypatch, "--json", *EVERYTHING).stdout)
-    prices = prices_in(told["stages"])
-    assert len(prices) > 4
+    prices = prices_in(told)
+    assert sum("input" in each for each in prices) > 4
+    assert sum("per_hour" in each for each in prices) == 1
     assert all(p["source"] and re.fullmatch(r"\d{4}-\d\d-\d\d", p["checked"]) for p in prices)
     assert told["total"]["dollars"] is None
     assert told["total"]["unknown"] == ["price of fixup: no price"]
+
+
+def test_a_price_table_counts_from_the_day_that_is_said(
+    decided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("genai_prices")
+    path = decided / "config/project.yaml"
+    path.write_text(path.read_text().replace("openai:nobody-knows", "openai:gpt-5-mini"))
+    words = ("--json", "--examples", "500", "--price-table", "2026-10-14", "--stage", "fixup")
+    [stage] = json.loads(run(decided, monkeypatch, *words).stdout)["stages"]
+    assert stage["roles"][0]["price"]["source"].startswith("genai-prices ")
+    assert stage["roles"][0]["price"]["checked"] == "2026-10-14"
+    assert stage["dollars"] > 0
+
+
+def test_a_price_table_that_is_not_installed_is_said(
+    decided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    said = run(decided, monkeypatch, "--price-table", "2026-10-14")
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert "finetune-skills[prices]" in said.stderr
 
 
 def test_the_text_says_what_to_write_where_a_price_is_missing(
