@@ -8,29 +8,13 @@ from pathlib import Path
 import pytest
 
 from children import CODE
+from designs import DESIGN, VALUES, designed, edit
 from finetune_skills import checks_design, gates, scaffold
-
-EXAMPLE = CODE.parent / "examples/support-desk"
-DESIGN = ("model", "taxonomy", "rubric", "personas", "prompts")
-
-
-def make(root: Path) -> Path:
-    """The example as a project, with each design gate run once, so that its versions are kept."""
-    values = {"name": "demo", "domain": "d", "language": "en", "hardware": "h", "offline": "true"}
-    scaffold.create_project(root, CODE.parent, values)
-    shutil.copytree(EXAMPLE, root, dirs_exist_ok=True)
-    settings = root / "config/project.yaml"
-    settings.write_text(settings.read_text("utf-8").replace("{{name}}", "demo"), "utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make(tmp_path_factory.mktemp("design") / "demo")
-    for gate in DESIGN:
-        state = gates.pass_gate(root, gate, "test")
-        assert (state.state, state.findings) == ("passed", []), gate
-    return root
+    return designed(tmp_path_factory.mktemp("design") / "demo")
 
 
 @pytest.fixture
@@ -453,15 +437,6 @@ def test_full_training_of_a_large_model_is_questioned(root: Path) -> None:
 # The critique leads somewhere
 
 
-def edit(path: Path, *changes: str) -> None:
-    """Old text and new text, in turn."""
-    text = path.read_text("utf-8")
-    for old, new in zip(changes[::2], changes[1::2], strict=True):
-        assert old in text
-        text = text.replace(old, new, 1)
-    path.write_text(text, "utf-8")
-
-
 def test_a_change_that_is_claimed_has_to_be_a_version_that_was_there(root: Path) -> None:
     now = checks_design.version(root, R)[:12]
     edit(root / Q, f'changed: "{now}"', 'changed: "0123456789ab"')
@@ -542,8 +517,7 @@ def test_what_a_gate_looked_at_turns_it_stale_and_nothing_else_does(root: Path, 
 
 def test_the_starters_pass_once_their_blanks_are_filled(tmp_path: Path, passed: Path) -> None:
     root = tmp_path / "mine"
-    values = {"name": "m", "domain": "d", "language": "en", "hardware": "h", "offline": "true"}
-    scaffold.create_project(root, CODE.parent, values)
+    scaffold.create_project(root, CODE.parent, VALUES | {"offline": "true"})
     before = {gate: found(root, gate) for gate in DESIGN}
     assert all(before.values())
     for name in (C, Q, "config/project.yaml"):

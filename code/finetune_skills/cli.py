@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from finetune_skills.estimate import estimate
+
 EXAMPLE = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 as_json = click.option("--json", "json_", is_flag=True, help="One JSON object on stdout.")
 
@@ -306,6 +308,8 @@ def install_skills(user: bool, agent: str, uninstall: bool, force: bool, json_: 
     show(report.to_dict(), "\n".join([*lines, *report.warnings]), json_)
     sys.exit(report.exit_code)
 
+
+main.add_command(estimate)
 
 PACKAGES: tuple[str, ...] = (
     "pydantic",

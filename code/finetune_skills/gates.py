@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_skills import checks_design as d
+from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
 from finetune_skills.findings import Checked, Finding
 from infrastructure import (
     PEOPLE_GATES,
@@ -56,7 +57,7 @@ GATES = {
     gate.name: gate
     for gate in (
         Gate("model", "design", (), d.MODEL_SEEN, d.check_model),
-        Gate("tokens", "design", ("model",)),
+        Gate("tokens", "design", ("model",), TOKENS_SEEN, check_tokens),
         Gate("taxonomy", "design", ("model",), d.TAXONOMY_SEEN, d.check_taxonomy, (d.TAXONOMY,)),
         Gate("rubric", "design", ("taxonomy",), d.RUBRIC_SEEN, d.check_rubric, (d.RUBRIC,)),
         Gate("personas", "design", ("taxonomy",), d.PERSONAS_SEEN, d.check_personas, (d.PERSONAS,)),
