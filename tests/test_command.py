@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -99,20 +100,21 @@ def test_status_names_the_next_command_before_and_after_each_state_of_the_model_
     """Missing, failing, not run, passed, stale, waived, and a waiver that has ended."""
     run, project = "finetune gate model", root / "config/project.yaml"
     assert standing(root) == ("failed", run)  # no model yet
-    edit(project, "  base: null ", f"{BASE} ")
+    choose_model(root)
+    choice = (root / "design/model-choice.md").read_text()
+    (root / "design/model-choice.md").unlink()
     assert standing(root) == ("failed", run)  # no reason for it
-    (root / "design").mkdir()
-    (root / "design/model-choice.md").write_text(CHOICE)
+    (root / "design/model-choice.md").write_text(choice)
     assert standing(root) == ("not run", run)
     assert finetune(root, "gate", "model").returncode == 0
     assert standing(root) == ("passed", following(root))
-    edit(project, "preset: ollama", "preset: vllm")
+    edit(project, 'mini", preset: ollama', 'mini", preset: vllm')
     assert standing(root) == ("stale", run)
     assert at_a_terminal(root, "model", "waive", "model", "--reason", "x", "--by", "Ann")[0] == 0
     assert standing(root) == ("waived", following(root))
     edit(project, "preset: vllm", "preset: ollama")
     assert standing(root) == ("stale", run)
-    (root / "design/model-choice.md").write_text("")
+    edit(root / "design/model-choice.md", "instruct: true", "instruct: false")
     assert standing(root) == ("failed", run)
     assert finetune(root, "gate", "model").returncode == 1
     assert standing(root) == ("failed", run)
@@ -134,18 +136,25 @@ def following(root: Path) -> str:
 def test_a_failing_gate_exits_1_and_names_file_and_what_to_do(root: Path) -> None:
     done = finetune(root, "gate", "model")
     assert done.returncode == 1
-    assert "config/project.yaml roles.base: no model yet." in " ".join(done.stdout.split())
+    assert re.search(r"config/project.yaml:\d+ roles.base: no model yet.", flat(done.stdout))
     assert json.loads((root / ".finetune/ledger.jsonl").read_text())["result"] == "failed"
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 MUTATIONS = {
     "the model": ("local:qwen-mini", "local:qwen-mini-2", "failed"),
-    "where it is served": ("preset: ollama", "preset: vllm", "stale"),
-    "the machine": ("offline: true", "offline: false", "stale"),
-    "its window": ("context_window: 32768", "context_window: 40000", "stale"),
+    "where it is served": ('mini", preset: ollama', 'mini", preset: vllm', "stale"),
+    "the machine": ('hardware: "', 'hardware: "another ', "stale"),
+    "offline in one file only": ("offline: true", "offline: false", "failed"),
+    "its window": ("context_window: 32768", "context_window: 30000", "stale"),
+    "more than its window": ("context_window: 32768", "context_window: 40000", "failed"),
+    "a generator's pace": ('large", preset: ollama', 'large", preset: vllm', "passed"),
     "a comment": ("# Decide this first.", "# Decide this at once.", "passed"),
     "an unrelated number": ("min_exchanges: 10", "min_exchanges: 11", "passed"),
-    "an unrelated role": ("fixup: null", 'fixup: {model: "openai:x"}', "passed"),
+    "an unrelated role": ("tuned: null", 'tuned: {model: "openai:x"}', "passed"),
 }
 
 
@@ -160,7 +169,7 @@ def test_what_was_looked_at_turns_a_gate_stale_and_nothing_else_does(
 
 def test_an_edited_reason_turns_the_gate_stale(ready: Path) -> None:
     finetune(ready, "gate", "model")
-    edit(ready / "design/model-choice.md", "eight", "nine")
+    edit(ready / "design/model-choice.md", "why: the smallest", "why: The smallest")
     assert state(ready) == "stale"
 
 
@@ -173,7 +182,7 @@ def test_a_forged_ledger_line_never_makes_a_gate_passed(root: Path) -> None:
         line = {"schema": 1, "gate": gate, "result": "passed", "looked_at": seen}
         with (root / ".finetune/ledger.jsonl").open("a") as ledger:
             ledger.write(json.dumps(line) + "\n")
-    assert (state(root, "model"), state(root, "tokens")) == ("failed", "not built")
+    assert (state(root, "model"), state(root, "tokens")) == ("failed", "blocked")
 
 
 def test_a_gate_whose_stage_is_not_built_never_passes(ready: Path) -> None:
@@ -198,13 +207,13 @@ def test_what_depends_on_a_stale_gate_is_blocked_and_comes_back_with_it(
 ) -> None:
     from finetune_skills import gates
 
-    for name in ("tokens", "taxonomy"):  # their stages are not built yet: checks of our own
+    for name in ("tokens", "taxonomy"):  # checks of our own, that look at one number
         looks = ("project.yaml#/limits/max_tokens",)
         built = replace(gates.GATES[name], looks_at=looks, check=lambda _: gates.Checked(items=1))
         monkeypatch.setitem(gates.GATES, name, built)
     for name in ("model", "tokens", "taxonomy"):
         assert gates.pass_gate(ready, name).state == "passed"
-    edit(ready / "config/project.yaml", "preset: ollama", "preset: vllm")
+    edit(ready / "config/project.yaml", 'mini", preset: ollama', 'mini", preset: vllm')
     assert [gates.states(ready)[n].state for n in ("model", "tokens")] == ["stale", "blocked"]
     gates.pass_gate(ready, "model")
     assert [gates.states(ready)[n].state for n in ("model", "tokens")] == ["passed", "passed"]

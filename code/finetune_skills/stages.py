@@ -4,7 +4,7 @@
 REQUIRES = {
     "personas.py": "taxonomy",
     "baseline.py": "prompts",
-    "generate.py": "baseline",
+    "generate.py": "prompts",  # `baseline` once that stage is built
     "audit.py": "scale",
     "fixup.py": "audit",
     "slice.py": "fixup",
