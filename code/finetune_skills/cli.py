@@ -148,6 +148,9 @@ def tell_damage(root: Path) -> None:
         click.echo(said, err=True)
 
 
+MOST_SHOWN = 5  # findings of one gate in the table
+
+
 def status_table(found: Any, following: str) -> str:
     """At most 80 columns, readable without colour."""
     from finetune_skills.gates import PHASES
@@ -160,15 +163,17 @@ def status_table(found: Any, following: str) -> str:
         for state in rows:
             lines.append(f"  {state.gate:<11}{state.state}" + waived_because(state))
             if state.state in ("failed", "stale"):
-                lines += map(wrapped, state.findings)
+                lines += map(wrapped, state.findings[:MOST_SHOWN])
+                more = len(state.findings) - MOST_SHOWN
+                lines += [f"      {more} more: finetune gate {state.gate}"] if more > 0 else []
     return "\n".join([*lines, "", f"Next: {following}" if following else "Next: nothing to run"])
 
 
-def wrapped(text: object) -> str:
+def wrapped(text: object, indent: str = "      ") -> str:
     """Indented, and at most 80 columns wide; a long path or word stays whole."""
     import textwrap
 
-    lines = textwrap.TextWrapper(80, "      ", "        ", break_long_words=False)
+    lines = textwrap.TextWrapper(80, indent, f"{indent}  ", break_long_words=False)
     lines.break_on_hyphens = False
     return lines.fill(str(text))
 
@@ -206,9 +211,20 @@ def gate(name: str | None, phase: str | None, all_: bool, by: str, json_: bool) 
 def gate_text(state: Any) -> str:
     from finetune_skills.gates import STATES
 
-    figures = "".join(f"\n    {key}: {value}" for key, value in state.figures.items())
-    findings = "".join(f"\n{wrapped(finding)}" for finding in state.findings)
-    return f"gate {state.gate}: {state.state} ({STATES[state.state]}){figures}{findings}"
+    head = f"gate {state.gate}: {state.state} ({STATES[state.state]})"
+    return "\n".join([head, *figure_lines(state.figures), *map(wrapped, state.findings)])
+
+
+def figure_lines(figures: dict[str, Any], indent: str = "    ") -> list[str]:
+    """`name: value`, one to a line; what has parts takes a line for each."""
+    lines = []
+    for name, value in figures.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", *figure_lines(value, f"{indent}  ")]
+        elif value not in ({}, []):
+            shown = f"{value:,}" if isinstance(value, int) else str(value)
+            lines.append(wrapped(f"{name}: {shown}", indent))
+    return lines
 
 
 @main.command()

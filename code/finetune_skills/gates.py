@@ -258,7 +258,7 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
     result = "failed" if checked.findings else "passed"
     record(root, gate, result, by, figures=checked.figures)
     after = states(root)[name]
-    after.findings = checked.findings or after.findings
+    after.findings, after.figures = checked.findings or after.findings, checked.figures
     return after
 
 
