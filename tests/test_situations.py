@@ -151,18 +151,22 @@ DAMAGE = {torn: 3, damaged: 1, not_text: 4, too_deep: 4}
 
 
 @pytest.mark.parametrize(("spoil", "line"), DAMAGE.items(), ids=[f.__name__ for f in DAMAGE])
-def test_damaged_lines_of_the_ledger_are_said_in_one_line_and_nothing_readable_is_lost(
+def test_damaged_lines_of_the_ledger_stop_one_command_and_are_set_aside_whole(
     ready: Path, spoil: Callable[[bytes], bytes], line: int
 ) -> None:
     for _ in range(3):
         finetune(ready, "gate", "model")
     spoilt = spoil((ready / LEDGER).read_bytes())
     (ready / LEDGER).write_bytes(spoilt)
-    for words in (["status"], ["gate", "model"]):
-        done = finetune(ready, *words)
-        assert (done.returncode, "passed" in done.stdout) == (0, True)
-        assert one_line(done.stderr, f"ledger.jsonl:{line}: skipped: damaged")
-    assert (ready / LEDGER).read_bytes().startswith(spoilt)
+    done = finetune(ready, "status")
+    assert (done.returncode, "passed" in done.stdout) == (0, True)
+    assert one_line(done.stderr, f"ledger.jsonl:{line}: skipped: damaged")
+    done = finetune(ready, "gate", "model")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert one_line(done.stderr, f"ledger.jsonl:{line}: damaged. Moved to")
+    both = (ready / LEDGER).read_bytes() + (ready / ".finetune/ledger.damaged").read_bytes()
+    assert sorted(both.splitlines()) == sorted(spoilt.splitlines())
+    assert finetune(ready, "gate", "model").returncode == 0
     assert at_a_terminal(ready, "model", *WAIVE)[0] == 0
     assert (state(ready), finetune(ready, "gate", "model").returncode) == ("waived", 0)
 
@@ -171,6 +175,7 @@ def test_a_result_that_was_lost_in_a_crash_does_not_open_its_gate(ready: Path) -
     finetune(ready, "gate", "model")
     (ready / LEDGER).write_bytes(torn((ready / LEDGER).read_bytes()))
     assert state(ready) == "not run"
+    assert finetune(ready, "gate", "model").returncode == 2  # it says so, and sets the line aside
     assert finetune(ready, "gate", "model").returncode == 0
     assert state(ready) == "passed"
 

@@ -133,19 +133,12 @@ def status(json_: bool) -> None:
     from finetune_skills import gates
 
     root = project()
-    tell_damage(root)
+    if said := gates.ledger_damage(root):
+        click.echo(said, err=True)
     found = gates.states(root)
     following = gates.next_command(found)
     told = {"gates": [state.to_dict() for state in found.values()], "next": following}
     show(told, status_table(found, following), json_)
-
-
-def tell_damage(root: Path) -> None:
-    """One line on stderr about a ledger with damaged lines."""
-    from finetune_skills.gates import ledger_damage
-
-    if said := ledger_damage(root):
-        click.echo(said, err=True)
 
 
 MOST_SHOWN = 5  # findings of one gate in the table
@@ -201,7 +194,6 @@ def gate(name: str | None, phase: str | None, all_: bool, by: str, json_: bool) 
         raise click.UsageError("name one gate, or --phase design, generate or train, or --all")
     root, names = project(), [gates.gate_named(each).name for each in names]
     gates.refuse_unreadable(root, names)  # all of them, before the first result is recorded
-    tell_damage(root)
     found = [gates.pass_gate(root, each, by) for each in names]
     text = "\n".join(gate_text(state) for state in found)
     show([state.to_dict() for state in found], text, json_)
@@ -272,9 +264,7 @@ def confirm(name: str) -> None:
 def decide(name: str, result: str, by: str, reason: str, json_: bool) -> None:
     from finetune_skills import gates
 
-    root = project()
-    tell_damage(root)
-    state = gates.decide(root, name, result, by, reason)
+    state = gates.decide(project(), name, result, by, reason)
     show(state.to_dict(), gate_text(state), json_)
 
 

@@ -8,6 +8,7 @@ the check again and compares the hashes of what was looked at.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import time
@@ -24,14 +25,17 @@ from infrastructure import (
     Appender,
     FinetuneError,
     ReadReport,
+    atomic_write,
     iter_records,
     keep_version,
+    read_lines,
     require_gate,
     selector_hash,
 )
 
 SCHEMA = 1
 LEDGER = Path(".finetune/ledger.jsonl")
+DAMAGED = Path(".finetune/ledger.damaged")  # lines of it that could not be read
 
 
 Check = Callable[[Path], Checked]
@@ -135,6 +139,26 @@ def ledger_damage(root: Path) -> str:
     more = f" and {len(report.bad) - 9} more" if len(report.bad) > 9 else ""
     said = "skipped: damaged, kept as it is; every other result counts"
     return f"{LEDGER}:{lines}{more}: {said}. A gate that lost its result: run it again."
+
+
+def set_damage_aside(root: Path) -> None:
+    """An error when lines of the ledger can't be read. They are moved beside it first, so that the
+    next run starts from a whole file; a writer who waits meanwhile is told that the file moved."""
+    damage, path = ledger_damage(root), root / LEDGER
+    if not damage:
+        return
+    with path.open("rb") as handle, Appender(root / DAMAGED) as aside:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        data, good = handle.read(), b""
+        handle.seek(0)
+        for _, start, length, _ in read_lines(handle, ReadReport()):
+            good += data[start : start + length].rstrip(b"\n") + b"\n"
+        kept = set(good.splitlines())
+        lines = (line for line in data.split(b"\n") if line.strip() and line not in kept)
+        aside.append_bytes(b"".join(line + b"\n" for line in lines))
+        atomic_write(path, good)
+    moved = f"{damage.partition(': ')[0]}: damaged. Moved to {DAMAGED}; every other result counts."
+    raise FinetuneError(f"{moved} Run the command again.")
 
 
 def refuse_unreadable(root: Path, names: Iterable[str]) -> None:
@@ -247,6 +271,7 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
     """Run one gate's check and write the result into the ledger; gives where it stands then."""
     gate = gate_named(name)
     refuse_unreadable(root, [name])
+    set_damage_aside(root)
     before = states(root)
     closed = [need for need in gate.needs if before[need].state not in OPEN]
     versions = {
@@ -266,6 +291,7 @@ def decide(root: Path, name: str, result: str, by: str, reason: str = "") -> Sta
     """A person's act: approve what the check passed, or waive a gate with a reason."""
     gate = gate_named(name)
     refuse_unreadable(root, [name])
+    set_damage_aside(root)
     now = states(root)[name]
     if gate.check is None:
         raise FinetuneError(f"gate {name}: its stage is not built yet; there is nothing to decide")
