@@ -15,7 +15,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 test: $(VENV)/.installed ## the fast suite: no torch, no network, no key
-	$(VENV)/bin/python -m pytest -q -m "$(FAST)"
+	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile -m "$(FAST)"
 
 test-slow: llama-cpp slow-parts ## what needs torch, a native build or another program
 	PATH="$(CACHE)/npm/node_modules/.bin:$$PATH" \
