@@ -1101,6 +1101,15 @@ ARTEFACT_KINDS = Literal[
 ]  # fmt: skip
 
 
+# The scripts that curation.py can tell apart; a test compares the two.
+SCRIPTS = (
+    "Arabic", "Armenian", "Bengali", "Cyrillic", "Devanagari", "Ethiopic", "Georgian", "Greek",
+    "Gujarati", "Gurmukhi", "Han", "Hangul", "Hebrew", "Hiragana", "Kannada", "Katakana", "Khmer",
+    "Lao", "Latin", "Malayalam", "Myanmar", "Sinhala", "Tamil", "Telugu", "Thai",
+)  # fmt: skip
+QUOTES = {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"'}
+
+
 class Artefact(Section):
     """One trace of the machinery that must not be learned."""
 
@@ -1137,6 +1146,48 @@ class Artefact(Section):
             raise _wrong(((), said + todo))
         return phrases
 
+    @field_validator("catches", "passes")
+    @classmethod
+    def _keeps_its_word(cls, texts: list[str], info: ValidationInfo) -> list[str]:
+        """The pattern against its own test; an invalid one is already a mistake."""
+        pattern, phrases = info.data.get("pattern", ""), info.data.get("phrases", [])
+        if pattern or phrases:
+            search, wanted = _search(pattern, phrases), info.field_name == "catches"
+            said = "is not found by the pattern" if wanted else "is found, but has to pass"
+            wrong = (n for n, text in enumerate(texts) if bool(search(plain_text(text))) != wanted)
+            _refuse(
+                ((n,), f"{_shown(texts[n])} {said}. Mend the pattern or this text.") for n in wrong
+            )
+        return texts
+
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        """A function that finds the first trace in a plain text."""
+        return _search(self.pattern, self.phrases)
+
+
+def _search(pattern: str, phrases: list[str]) -> Callable[[str], re.Match[str] | None]:
+    source = pattern or "|".join(map(re.escape, phrases))
+    return re.compile(source, re.IGNORECASE | re.MULTILINE).search
+
+
+def plain_text(text: str) -> str:
+    """A message as artefacts are searched in it: plain quotes, no space around it."""
+    for typographic, plain in QUOTES.items():
+        text = text.replace(typographic, plain)
+    return text.strip()
+
+
+class Detectors(Section):
+    """What code looks for besides the patterns; each can be switched off. Blank messages always
+    count."""
+
+    script: bool = Field(default=True, description="letters of another script than the project's")
+    language: bool = Field(default=True, description="another language of the same script")
+    instruction_echo: bool = Field(default=True, description="what a side was told, word by word")
+    repeat: bool = Field(default=True, description="an earlier message again, or a loop")
+    cut_end: bool = Field(default=True, description="a reply that stops in the middle")
+    role_prefix: bool = Field(default=True, description="one agent wrote both sides")
+
 
 class Artefacts(File):
     """`config/artefacts.yaml`: what the filter before the judges looks for."""
@@ -1145,7 +1196,10 @@ class Artefacts(File):
         default=1, ge=0, le=5, description="new tries for an exchange before it is cut or rejected"
     )
     scripts: list[Text] = Field(
-        default=[], description="scripts that replies may use, such as Latin; empty: not checked"
+        default=[], description="scripts of the messages, such as Latin; empty: of the language"
+    )
+    detectors: Detectors = Field(
+        default_factory=Detectors, description="what code looks for besides the patterns"
     )
     replace: dict[str, str] = Field(
         default={}, description="characters and what stands for them, replaced in every message"
@@ -1154,6 +1208,13 @@ class Artefacts(File):
     overused_phrases: list[Text] = Field(
         default=[], description="phrases that the audit counts beside those it finds itself"
     )
+
+    @field_validator("scripts")
+    @classmethod
+    def _known(cls, scripts: list[str]) -> list[str]:
+        wrong = ((n, name) for n, name in enumerate(scripts) if name not in SCRIPTS)
+        _refuse(((n,), unknown("script", name, SCRIPTS)) for n, name in wrong)
+        return scripts
 
     @field_validator("patterns")
     @classmethod
