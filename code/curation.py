@@ -22,7 +22,7 @@ from settings import Artefacts, plain_text
 
 Inspect = Callable[[str, str, Sequence[str], Sequence[str]], list[str]]
 
-SEARCHED = 5_000  # characters at the beginning and at the end of a message; the rest is not read
+SEARCHED = 4_000  # characters at the beginning and at the end of a message; the rest is not read
 SHOWN = 60  # characters of a message in what is said about it
 
 
@@ -39,8 +39,9 @@ class Message:
 
     @functools.cached_property
     def own(self) -> str:
-        """The text without what is quoted: code, addresses, quotations."""
-        return _QUOTED.sub(" ", " ".join(self.text.split("```")[::2]))
+        """The text without what it quotes (code, addresses, sentences), unless that is all."""
+        rest = _re(_QUOTED).sub(" ", " ".join(self.text.split("```")[::2]))
+        return rest if 5 * len(rest.strip()) >= len(self.text) else self.text
 
     @functools.cached_property
     def tokens(self) -> list[str]:
@@ -48,6 +49,7 @@ class Message:
 
 
 Detector = Callable[[Message], str]
+_re = functools.cache(re.compile)  # so that importing this module compiles nothing
 
 
 def inspector(artefacts: Artefacts, language: str) -> Inspect:
@@ -90,7 +92,7 @@ def _quoted(text: str) -> str:
     return " ".join(text.split())[:SHOWN]
 
 
-_QUOTED = re.compile(
+_QUOTED = (
     r"`[^`\n]*`|https?://\S+|\"[^\"\n]*\"|\u201e[^\u201e\"\n]*\"|\u00ab[^\u00ab\u00bb\n]*\u00bb"
     r"|\u300c[^\u300c\u300d\n]*\u300d|\u300e[^\u300e\u300f\n]*\u300f"
 )
@@ -98,18 +100,18 @@ _QUOTED = re.compile(
 _DENSE = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
-_TOKEN = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
-_DENSE_LETTER = re.compile(rf"[{_DENSE}]")
+_TOKEN = rf"[{_DENSE}]|[^\W_{_DENSE}]+"
+_DENSE_LETTER = rf"[{_DENSE}]"
 
 
 def _tokens(text: str) -> list[str]:
     """Words in lower case, or letters where a script has no spaces; signs do not count."""
-    return _TOKEN.findall(text.lower())
+    return _re(_TOKEN).findall(text.lower())
 
 
 def _size(tokens: Sequence[str]) -> float:
     """About how many words that is: two dense letters make one."""
-    return len(tokens) - 0.5 * len(_DENSE_LETTER.findall("".join(tokens)))
+    return len(tokens) - 0.5 * len(_re(_DENSE_LETTER).findall("".join(tokens)))
 
 
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────
@@ -168,8 +170,8 @@ _WRITTEN_IN = {
     "Telugu": "te",
     "Thai": "th",
 }
-_LETTER = re.compile(r"[^\W\d_]")
-_SMALL_WORD = re.compile(r"(?<![^\W_])[a-z\u00df-\u00ff]{2,}(?![^\W_])")
+_LETTER = r"[^\W\d_]"
+_SMALL_WORD = r"(?<![^\W_])[a-z\u00df-\u00ff]{2,}(?![^\W_])"
 _DENSE_WEIGHT = 3  # letters of a spaced script that say as much as one dense letter
 _FOREIGN_SHARE = 0.3  # start value; of the letters, outside of quotations
 
@@ -187,11 +189,11 @@ def _in_scripts(scripts: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def find_script(message: Message) -> str:
-    """Most of a message, or a whole run of it, in letters that the project does not use."""
+    """A large part of a message in letters that the project's language is not written in."""
     if not message.scripts or (message.own.isascii() and "Latin" in message.scripts):
         return ""
     own = _in_scripts(message.scripts)
-    letters = _LETTER.findall(message.own)
+    letters = _re(_LETTER).findall(message.own)
     foreign = [letter for letter in letters if not own.match(letter)]
     share = _weight(foreign) / max(_weight(letters), 1)
     if _no_kana(message) or _is_foreign(message, foreign, share):
@@ -201,7 +203,7 @@ def find_script(message: Message) -> str:
 
 
 def _weight(letters: Sequence[str]) -> int:
-    dense = _DENSE_LETTER.findall("".join(letters))
+    dense = _re(_DENSE_LETTER).findall("".join(letters))
     return len(letters) + (_DENSE_WEIGHT - 1) * len(dense)
 
 
@@ -209,7 +211,7 @@ def _is_foreign(message: Message, foreign: Sequence[str], share: float) -> bool:
     """Latin is a guest everywhere (names, products, error texts), so there it takes nearly all."""
     latin = _in_scripts(("Latin",))
     if foreign and all(map(latin.match, foreign)):
-        return share > 0.85 and len(_SMALL_WORD.findall(message.own)) >= 4
+        return share > 0.85 and len(_re(_SMALL_WORD).findall(message.own)) >= 4
     return share >= _FOREIGN_SHARE and _weight(foreign) >= 2 * _DENSE_WEIGHT
 
 
@@ -259,7 +261,7 @@ _SMALL_WORDS = {
     "коли вам щоб було також",
 }
 _LIKE = {"nb": "da", "nn": "da", "no": "da"}  # too near to tell apart
-_PLAIN_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+_PLAIN_WORD = r"[^\W\d_]+(?:'[^\W\d_]+)?"
 _LEAST_WORDS = 9  # start values: below that a message says too little about its language
 _LEAST_HITS = 4
 
@@ -273,7 +275,7 @@ def find_language(message: Message) -> str:
     """Another language of the project's script, when small words leave no doubt."""
     base = message.language.lower().split("-")[0]
     mine = _small_words(_LIKE.get(base, base))
-    words = _PLAIN_WORD.findall(message.own.lower())
+    words = _re(_PLAIN_WORD).findall(message.own.lower())
     if not mine or len(words) < _LEAST_WORDS:
         return ""
     count = Counter(words)
@@ -325,16 +327,16 @@ def find_repeat(message: Message) -> str:
         return ""
     if any(_alike(message.text, message.tokens, old) for old in message.earlier):
         return f"an earlier message: {_quoted(message.text)}"
-    sentences = Counter(map(str.strip, _SENTENCE_END.split(message.own.lower())))
+    sentences = Counter(map(str.strip, _re(_SENTENCE_END).split(message.own.lower())))
     loop, times = max(sentences.items(), key=lambda each: each[1] * (len(each[0]) >= 12))
     many = times >= 3 and 2 * times * len(loop) > len(message.own)
     return f"{times} times in one message: {_quoted(loop)}" if many else ""
 
 
 def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
-    if not 0.6 * len(text) <= len(old) <= 1.7 * len(text):
+    plain = plain_text(_searched(old))
+    if not 0.6 * len(text) <= len(plain) <= 1.7 * len(text):
         return False
-    plain = plain_text(old)
     if _tokens(plain) == tokens:
         return True
     mine, theirs = _runs(text, 3), _runs(plain, 3)
@@ -344,11 +346,9 @@ def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
 
 # ── cut ends and roles ────────────────────────────────────────────────────────────────────────────
 
-_SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+|\n+")
-_STOP = re.compile(
-    r"[^\W\d_]{2}[\"')\u300d]?[.!?\u2026\u061f\u06d4\u0964](?=\s)|[\u3002\uff01\uff1f]"
-)
-_LIST_ITEM = re.compile(r"[ \t]{0,12}(?:[-*\u2022#>|]|\d{1,3}[.)])")
+_SENTENCE_END = r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+|\n+"
+_STOP = r"[^\W\d_]{2}[\"')\u300d]?[.!?\u2026\u061f\u06d4\u0964](?=\s)|[\u3002\uff01\uff1f]"
+_LIST_ITEM = r"[ \t]{0,12}(?:[-*\u2022#>|]|\d{1,3}[.)])"
 _GOES_ON = frozenset(",;:-\u2013\u2014/(\u3001\uff0c\uff1b\uff1a\u060c\uff08[{\u201e\u00ab\u300c")
 _UNSPACED_STOPS = frozenset(("th", "lo", "km", "my"))  # they end a sentence with a space
 # Words after which something has to follow, whoever writes.
@@ -381,7 +381,7 @@ def find_cut_end(message: Message) -> str:
     """A reply that stops in the middle. A person may leave out the last stop, but not break off
     after two whole sentences on a word such as "the"."""
     base, last = message.language.lower().split("-")[0], _last_line(message.text)
-    stops, reply = len(_STOP.findall(message.text)), message.side == "assistant"
+    stops, reply = len(_re(_STOP).findall(message.text)), message.side == "assistant"
     if not any(map(str.isalnum, last)) or (not reply and stops < 2):
         return ""
     leans = reply and stops and _ends_on(_LEANING.get(base, ""), last)
@@ -398,7 +398,7 @@ def _last_line(text: str) -> str:
 
 def _ends_on(words: str, last: str) -> bool:
     """Is the very end one of these words? Not of a compound: French "prenez-le" is whole."""
-    found = _PLAIN_WORD.findall(last[-SHOWN:].lower())
+    found = _re(_PLAIN_WORD).findall(last[-SHOWN:].lower())
     if not found or not last.lower().endswith(found[-1]):
         return False
     return found[-1] in words.split() and last[: -len(found[-1])][-1:] != "-"
@@ -412,27 +412,27 @@ def _open_ended(message: Message, last: str, stops: int) -> bool:
 
 def _stops_short(message: Message, last: str) -> bool:
     """Whole sentences so far, and then one without an end: no list, no signature, no address."""
-    rest = _STOP.split(last)[-1]
+    rest = _re(_STOP).split(last)[-1]
     words = _size(_tokens(rest))
-    listed = _LIST_ITEM.match(last) or "://" in rest
+    listed = _re(_LIST_ITEM).match(last) or "://" in rest
     return last[-1].isalnum() and words >= 3 and not listed and _size(message.tokens) >= 15
 
 
-_ROLE = re.compile(
-    r"^[*_#> \t]{0,4}(?:(assistant|agent|bot|ai|support|coach|advisor|assistent|berater|asistente"
+_ROLE = (
+    r"(?im)^[*_#> \t]{0,4}(?:"
+    r"(assistant|agent|bot|ai|support|coach|advisor|assistent|berater|asistente"
     r"|agente|assistente|conseiller|asystent|\u52a9\u624b|\u5ba2\u670d|\u52a9\u7406|\u30a2\u30b7\u30b9\u30bf\u30f3\u30c8"
     r"|\u0430\u0441\u0441\u0438\u0441\u0442\u0435\u043d\u0442|\u0430\u0433\u0435\u043d\u0442)"
     r"|(?:user|human|customer|client|me|person|benutzer|nutzer|kunde|kundin|usuario|usu\u00e1rio|cliente"
     r"|utilisateur|utente|klient|\u7528\u6237|\u5ba2\u6237|\u30e6\u30fc\u30b6\u30fc|\u304a\u5ba2\u69d8"
     r"|\u043a\u043b\u0438\u0435\u043d\u0442|\u043f\u043e\u043b\u044c\u0437\u043e\u0432\u0430\u0442\u0435\u043b\u044c))"
-    r"[*_ \t]{0,4}[:\uff1a]",
-    re.IGNORECASE | re.MULTILINE,
+    r"[*_ \t]{0,4}[:\uff1a]"
 )
 
 
 def find_role_prefix(message: Message) -> str:
     """Lines of both sides in one message."""
-    found = list(_ROLE.finditer(message.text))
+    found = list(_re(_ROLE).finditer(message.text))
     both = {bool(each[1]) for each in found} == {True, False}
     return f"both sides written: {_quoted(message.text[found[0].start() :])}" if both else ""
 

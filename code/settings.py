@@ -1119,6 +1119,9 @@ class Artefact(Section):
         default=["user", "assistant"], min_length=1, description="whose messages are searched"
     )
     pattern: str = Field(default="", max_length=1_000, description="regular expression, caseless")
+    any_of: list[Annotated[str, Field(min_length=1, max_length=1_000)]] = Field(
+        default=[], description="or several, of which one has to be found"
+    )
     phrases: list[Text] = Field(default=[], description="or plain phrases, caseless")
     catches: list[str] = Field(default=[], description="texts that it has to find")
     passes: list[str] = Field(default=[], description="look-alikes that it must let through")
@@ -1127,46 +1130,61 @@ class Artefact(Section):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # "possible nested set": it may come to mean another
-                re.compile(pattern)
-        except (re.error, OverflowError, RecursionError, Warning) as error:
-            said = f"is not a regular expression: {error}. Mend it, or use phrases."
-            raise _wrong(((), said)) from None
+        _refuse(_no_expression((), pattern))
         return pattern
+
+    @field_validator("any_of")
+    @classmethod
+    def _each_compiles(cls, any_of: list[str], info: ValidationInfo) -> list[str]:
+        _refuse(one for n, each in enumerate(any_of) for one in _no_expression((n,), each))
+        _refuse([((), _ONE_KIND)] if any_of and info.data.get("pattern") else [])
+        return any_of
 
     @field_validator("phrases")
     @classmethod
-    def _one_of_two(cls, phrases: list[str], info: ValidationInfo) -> list[str]:
-        pattern = info.data.get("pattern", "x" * (not phrases))
-        if bool(phrases) == bool(pattern):
-            said = "stands beside a pattern. Keep one of the two." if phrases else "is missing."
-            todo = "" if phrases else " Write a pattern or a list of phrases."
-            raise _wrong(((), said + todo))
+    def _one_of_them(cls, phrases: list[str], info: ValidationInfo) -> list[str]:
+        if not {"pattern", "any_of"} <= info.data.keys():
+            return phrases  # what stands there is already a mistake
+        other = info.data["pattern"] or info.data["any_of"]
+        if bool(phrases) == bool(other):
+            missing = "is missing. Write a pattern or a list of phrases."
+            raise _wrong(((), _ONE_KIND if phrases else missing))
         return phrases
 
     @field_validator("catches", "passes")
     @classmethod
     def _keeps_its_word(cls, texts: list[str], info: ValidationInfo) -> list[str]:
         """The pattern against its own test; an invalid one is already a mistake."""
-        pattern, phrases = info.data.get("pattern", ""), info.data.get("phrases", [])
-        if pattern or phrases:
-            search, wanted = _search(pattern, phrases), info.field_name == "catches"
-            said = "is not found by the pattern" if wanted else "is found, but has to pass"
-            wrong = (n for n, text in enumerate(texts) if bool(search(plain_text(text))) != wanted)
-            _refuse(
-                ((n,), f"{_shown(texts[n])} {said}. Mend the pattern or this text.") for n in wrong
-            )
+        data, wanted = info.data, info.field_name == "catches"
+        if not {"pattern", "any_of", "phrases"} <= data.keys():
+            return texts
+        search = _search(data["pattern"], data["any_of"], data["phrases"])
+        said = "is not found by the pattern" if wanted else "is found, but has to pass"
+        wrong = (n for n, text in enumerate(texts) if bool(search(plain_text(text))) != wanted)
+        _refuse(((n,), f"{_shown(texts[n])} {said}. Mend the pattern or this text.") for n in wrong)
         return texts
 
     def search(self) -> Callable[[str], re.Match[str] | None]:
         """A function that finds the first trace in a plain text."""
-        return _search(self.pattern, self.phrases)
+        return _search(self.pattern, self.any_of, self.phrases)
 
 
-def _search(pattern: str, phrases: list[str]) -> Callable[[str], re.Match[str] | None]:
-    source = pattern or "|".join(map(re.escape, phrases))
+_ONE_KIND = "stands beside a pattern. Keep one of the two."
+
+
+def _no_expression(at: Place, pattern: str) -> Iterator[Mistake]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "possible nested set": it may come to mean another
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        yield at, f"is not a regular expression: {error}. Mend it, or use phrases."
+
+
+def _search(
+    pattern: str, any_of: list[str], phrases: list[str]
+) -> Callable[[str], re.Match[str] | None]:
+    source = pattern or "|".join(any_of or map(re.escape, phrases))
     return re.compile(source, re.IGNORECASE | re.MULTILINE).search
 
 

@@ -110,6 +110,12 @@ def test_scripts_of_the_project_come_from_its_file_or_its_language() -> None:
     assert curation.scripts_of("sr-Latn") == ()
 
 
+def test_quotation_marks_around_the_whole_message_hide_nothing() -> None:
+    text = "Schließen Sie zuerst das Ventil und warten Sie, dann ist das Wasser wieder klar."
+    assert ENGLISH("user", f'"{text}"', [], [])[0].startswith("language: ")
+    assert ENGLISH("user", f'The note says "{text}" What does it want?', [], []) == []
+
+
 def test_every_language_is_recognised_as_itself() -> None:
     """Its own small words never look like another language of its script."""
     for language, words in curation._SMALL_WORDS.items():
@@ -233,6 +239,8 @@ patterns:
     [
         ("[abc]", "[abc, ac]", ':6 patterns[0].catches[1]: "ac" is not found by the pattern.'),
         ("[ac]", "[ac, ABBC]", ':7 patterns[0].passes[1]: "ABBC" is found, but has to pass.'),
+        ("pattern: 'ab+c'", "any_of: [ab+c, '(']", ":5 patterns[0].any_of[1]: is not a regular"),
+        ("pattern: 'ab+c'", "any_of: [xyz, ab+d]", ':6 patterns[0].catches[0]: "abc" is not found'),
         ("schema: 1", "schema: 1\nscripts: [latin]", ':2 scripts[0]: "latin" is not a known'),
         ("schema: 1", "schema: 1\ndetectors: {echo: no}", ':2 detectors.echo: "echo" is not a'),
     ],
