@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (small words of languages in other scripts)
 """What must not be learned from, and what a set of transcripts holds. Works alone when copied.
 
     wrong = inspector(load_artefacts(root), "en")
@@ -7,33 +8,443 @@ Chapters: 1 the artefact filter, run on every message before any judge reads it;
 Importing it opens nothing.
 """
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from settings import Artefact, Artefacts
+from settings import Artefacts, plain_text
 
 # ══ 1 The artefact filter ═════════════════════════════════════════════════════════════════════════
 
 Inspect = Callable[[str, str, Sequence[str], Sequence[str]], list[str]]
 
+SEARCHED = 4_000  # characters at the beginning and at the end of a message; the rest is not read
+SHOWN = 60  # characters of a message in what is said about it
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as the detectors see it, and what it is compared with."""
+
+    side: str
+    text: str  # plain quotes, no space around it
+    told: Sequence[str]
+    earlier: Sequence[str]
+    language: str
+    scripts: tuple[str, ...]
+
+    @functools.cached_property
+    def own(self) -> str:
+        """The text without what it quotes (code, addresses, sentences), unless that is all."""
+        rest = _re(_QUOTED).sub(" ", " ".join(self.text.split("```")[::2]))
+        return rest if 5 * len(rest.strip()) >= len(self.text) else self.text
+
+    @functools.cached_property
+    def tokens(self) -> list[str]:
+        return _tokens(self.text)
+
+
+Detector = Callable[[Message], str]
+_re = functools.cache(re.compile)  # so that importing this module compiles nothing
+
 
 def inspector(artefacts: Artefacts, language: str) -> Inspect:
-    """A function (side, text, told, earlier) -> what is wrong with a message, in words."""
-    patterns = [(each, _compiled(each)) for each in artefacts.patterns]
+    """A function (side, text, told, earlier) -> what is wrong with a message: `kind: what: quote`.
+
+    The same message always gets the same list, whatever was inspected before it.
+    """
+    known = artefacts.detectors
+    active = [(kind, DETECTORS[kind]) for kind in DETECTORS if getattr(known, kind)]
+    searches = [(each, each.search()) for each in artefacts.patterns]
+    scripts = tuple(artefacts.scripts) or scripts_of(language)
 
     def inspect(side: str, text: str, told: Sequence[str], earlier: Sequence[str]) -> list[str]:
-        if not text.strip():
+        plain = plain_text(_searched(text))
+        if not _has_words(plain, side):
             return ["blank: the message has no words"]
-        hits = ((each, found.search(text)) for each, found in patterns if side in each.sides)
-        return [f"{each.kind}: {each.id}: {hit[0][:60]}" for each, hit in hits if hit]
+        message = Message(side, plain, told, earlier, language, scripts)
+        found = [f"{kind}: {said}" for kind, look in active if (said := look(message))]
+        hits = ((each, search(plain)) for each, search in searches if side in each.sides)
+        return found + [f"{each.kind}: {each.id}: {_quoted(hit[0])}" for each, hit in hits if hit]
 
     return inspect
 
 
-def _compiled(artefact: Artefact) -> re.Pattern[str]:
-    plain = "|".join(map(re.escape, artefact.phrases))
-    return re.compile(artefact.pattern or plain, re.IGNORECASE | re.MULTILINE)
+def _searched(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 2 * SEARCHED else f"{text[:SEARCHED]}\n{text[-SEARCHED:]}"
+
+
+def _has_words(text: str, side: str) -> bool:
+    """Is anything said? A person may send a bare sign such as a thumb or a question mark."""
+    if any(map(str.isalnum, text)):
+        return True
+    return side == "user" and any(
+        char in "?!" or unicodedata.category(char) == "So" for char in text
+    )
+
+
+def _quoted(text: str) -> str:
+    return " ".join(text.split())[:SHOWN]
+
+
+_QUOTED = (
+    r"`[^`\n]*`|https?://\S+|\"[^\"\n]*\"|\u201e[^\u201e\"\n]*\"|\u00ab[^\u00ab\u00bb\n]*\u00bb"
+    r"|\u300c[^\u300c\u300d\n]*\u300d|\u300e[^\u300e\u300f\n]*\u300f"
+)
+# Scripts that are written without spaces: each letter counts as a word of its own.
+_DENSE = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
+_TOKEN = rf"[{_DENSE}]|[^\W_{_DENSE}]+"
+_DENSE_LETTER = rf"[{_DENSE}]"
+
+
+def _tokens(text: str) -> list[str]:
+    """Words in lower case, or letters where a script has no spaces; signs do not count."""
+    return _re(_TOKEN).findall(text.lower())
+
+
+def _size(tokens: Sequence[str]) -> float:
+    """About how many words that is: two dense letters make one."""
+    return len(tokens) - 0.5 * len(_re(_DENSE_LETTER).findall("".join(tokens)))
+
+
+# ── scripts ───────────────────────────────────────────────────────────────────────────────────────
+
+RANGES = {
+    "Arabic": r"\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff",
+    "Armenian": r"\u0530-\u058f",
+    "Bengali": r"\u0980-\u09ff",
+    "Cyrillic": r"\u0400-\u052f\u1c80-\u1c8f\u2de0-\u2dff\ua640-\ua69f",
+    "Devanagari": r"\u0900-\u097f\ua8e0-\ua8ff",
+    "Ethiopic": r"\u1200-\u139f\u2d80-\u2ddf",
+    "Georgian": r"\u10a0-\u10ff\u1c90-\u1cbf",
+    "Greek": r"\u0370-\u03ff\u1f00-\u1fff",
+    "Gujarati": r"\u0a80-\u0aff",
+    "Gurmukhi": r"\u0a00-\u0a7f",
+    "Han": r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+    "Hangul": r"\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff",
+    "Hebrew": r"\u0590-\u05ff\ufb1d-\ufb4f",
+    "Hiragana": r"\u3041-\u309f\u30fc",
+    "Kannada": r"\u0c80-\u0cff",
+    "Katakana": r"\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f",
+    "Khmer": r"\u1780-\u17ff",
+    "Lao": r"\u0e80-\u0eff",
+    "Latin": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u0250-\u02b8\u1d00-\u1d7f\u1e00-\u1eff\uff21-\uff5a",
+    "Malayalam": r"\u0d00-\u0d7f",
+    "Myanmar": r"\u1000-\u109f",
+    "Sinhala": r"\u0d80-\u0dff",
+    "Tamil": r"\u0b80-\u0bff",
+    "Telugu": r"\u0c00-\u0c7f",
+    "Thai": r"\u0e00-\u0e7f",
+}
+_WRITTEN_IN = {
+    "Arabic": "ar fa ps ur",
+    "Armenian": "hy",
+    "Bengali": "bn",
+    "Cyrillic": "be bg kk ky mk mn ru tg uk",
+    "Devanagari": "hi mr ne",
+    "Ethiopic": "am ti",
+    "Georgian": "ka",
+    "Greek": "el",
+    "Gujarati": "gu",
+    "Han": "ja ko zh yue",
+    "Hangul": "ko",
+    "Hebrew": "he yi",
+    "Hiragana": "ja",
+    "Kannada": "kn",
+    "Katakana": "ja",
+    "Khmer": "km",
+    "Lao": "lo",
+    "Latin": "af ca cs cy da de en es et eu fi fil fr ga gl hr hu id is it lt lv ms mt nb nl nn no "
+    "pl pt ro sk sl sq sv sw tl tr vi",
+    "Malayalam": "ml",
+    "Myanmar": "my",
+    "Sinhala": "si",
+    "Tamil": "ta",
+    "Telugu": "te",
+    "Thai": "th",
+}
+_LETTER = r"[^\W\d_]"
+_SMALL_WORD = r"(?<![^\W_])[a-z\u00df-\u00ff]{2,}(?![^\W_])"
+_DENSE_WEIGHT = 3  # letters of a spaced script that say as much as one dense letter
+_FOREIGN_SHARE = 0.3  # start value; of the letters, outside of quotations
+
+
+def scripts_of(language: str) -> tuple[str, ...]:
+    """What a language is written in; nothing when that is not known, or the code names a script."""
+    base, *rest = language.lower().split("-")
+    named = any(len(part) == 4 and part.isalpha() for part in rest)
+    return () if named else tuple(s for s, codes in _WRITTEN_IN.items() if base in codes.split())
+
+
+@functools.lru_cache(32)
+def _in_scripts(scripts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"[{''.join(RANGES[script] for script in scripts)}]")
+
+
+def find_script(message: Message) -> str:
+    """A large part of a message in letters that the project's language is not written in."""
+    if not message.scripts or (message.own.isascii() and "Latin" in message.scripts):
+        return ""
+    own = _in_scripts(message.scripts)
+    letters = _re(_LETTER).findall(message.own)
+    foreign = [letter for letter in letters if not own.match(letter)]
+    share = _weight(foreign) / max(_weight(letters), 1)
+    if _no_kana(message) or _is_foreign(message, foreign, share):
+        example = "".join(foreign[:SHOWN]) or message.text
+        return f"{len(foreign)} of {len(letters)} letters: {_quoted(example)}"
+    return ""
+
+
+def _weight(letters: Sequence[str]) -> int:
+    dense = _re(_DENSE_LETTER).findall("".join(letters))
+    return len(letters) + (_DENSE_WEIGHT - 1) * len(dense)
+
+
+def _is_foreign(message: Message, foreign: Sequence[str], share: float) -> bool:
+    """Latin is a guest everywhere (names, products, error texts), so there it takes nearly all."""
+    latin = _in_scripts(("Latin",))
+    if foreign and all(map(latin.match, foreign)):
+        return share > 0.85 and len(_re(_SMALL_WORD).findall(message.own)) >= 4
+    return share >= _FOREIGN_SHARE and _weight(foreign) >= 2 * _DENSE_WEIGHT
+
+
+def _no_kana(message: Message) -> bool:
+    """Chinese in a Japanese project: enough signs for a sentence, none of the syllabaries."""
+    if "Hiragana" not in message.scripts:
+        return False
+    kana = _in_scripts(("Hiragana", "Katakana")).search(message.own)
+    return not kana and len(_in_scripts(("Han",)).findall(message.own)) >= 8
+
+
+# ── languages of one script ───────────────────────────────────────────────────────────────────────
+
+# The most frequent small words. A language that is not here is not checked, and not recognised.
+_SMALL_WORDS = {
+    "ar": "في من على إلى أن هذا هذه التي الذي ما لا لم هل ثم قد كان مع عن بعد أو لكن هو هي",
+    "bg": "и в не на се да че за с от е по като съм си това ще но или ако вече още той",
+    "cs": "a v ve na je se že to s z do o ale jako jsem jsme jste byl by pro tak když už jen nebo",
+    "da": "og i at er en et det den på til som med for ikke af jeg du har kan men om vi de var "
+    "blev",
+    "de": "der die das und ist nicht ich sie es ein eine zu den dem mit auf für von im wir du ihr "
+    "auch aber wenn dann noch wie oder bei nach was hat war wird kann haben sind mir bitte dass",
+    "en": "the and is to of a in it you that was for on are with as i at be this have from or had "
+    "not but what were we when your can there an which do how if will my it's don't then so they "
+    "has me am please should would",
+    "es": "el la los las de que y en un una es no se por con para del al lo su pero ya está más "
+    "muy como usted le me si cuando hay también porque sin esta este son hasta",
+    "fa": "و در به از که این است را با برای آن یک هم من شما اگر بود شده می",
+    "fi": "ja on ei se että oli olen niin mutta kun myös hän joka tai ovat vain jos sitä minä nyt",
+    "fr": "le la les de des et est un une que qui dans pour pas ne ce il elle vous je nous sur au "
+    "avec plus se par mais ou si du en sont été votre cette c'est j'ai puis alors",
+    "it": "il lo la gli di che e è un una non per con del della sono si da come ma anche più nel "
+    "questo questa se mi le ho ha dei alla al al poi quando cosa",
+    "nl": "de het een en van is dat niet in op te zijn met voor ik je u er maar om aan ook als dan "
+    "nog wordt was wat bij naar hij hebben kan deze dit moet",
+    "pl": "i w na nie się z do że jest to jak po ale od za przez czy dla o co tak już tylko jego "
+    "być są oraz gdy może proszę potem która który",
+    "pt": "o os as de que e em um uma é não se por com para do da dos das no na ao mais mas já "
+    "você está como foi sua seu até também ele ela isso são muito quando eu",
+    "ro": "și în de la cu pe nu este că o un să se din pentru mai sunt care ce sau dar dacă am ai",
+    "ru": "и в не что на я с как это но по вы у для если или был же уже только ещё её он она мы "
+    "так за от из то все ему будет когда вам пожалуйста",
+    "sv": "och i att det är en ett på som för med inte av jag du har den till om men kan vi de var "
+    "så när från eller också",
+    "tr": "ve bir bu da de için ile çok ne ama gibi daha var mı mi değil ben sen o olarak kadar",
+    "uk": "і в не що на я з як це але ви у для якщо або вже ще від та зі він вона ми так буде його "
+    "коли вам щоб було також",
+}
+_LIKE = {"nb": "da", "nn": "da", "no": "da"}  # too near to tell apart
+_PLAIN_WORD = r"[^\W\d_]+(?:'[^\W\d_]+)?"
+_LEAST_WORDS = 9  # start values: below that a message says too little about its language
+_LEAST_HITS = 4
+
+
+@functools.lru_cache(64)
+def _small_words(language: str) -> frozenset[str]:
+    return frozenset(_SMALL_WORDS.get(language, "").split())
+
+
+def find_language(message: Message) -> str:
+    """Another language of the project's script, when small words leave no doubt."""
+    base = message.language.lower().split("-")[0]
+    mine = _small_words(_LIKE.get(base, base))
+    words = _re(_PLAIN_WORD).findall(message.own.lower())
+    if not mine or len(words) < _LEAST_WORDS:
+        return ""
+    count = Counter(words)
+    for language in _SMALL_WORDS:
+        theirs = _small_words(language)
+        alien, native = _hits(count, theirs - mine), _hits(count, mine - theirs)
+        enough = alien >= max(_LEAST_HITS, 0.2 * len(words)) and alien >= 3 * native
+        if enough and len(count.keys() & (theirs - mine)) >= 3:
+            return f"looks like {language}: {_quoted(message.own)}"
+    return ""
+
+
+def _hits(count: Counter[str], words: frozenset[str]) -> int:
+    return sum(count[word] for word in count.keys() & words)
+
+
+# ── echoes and repeats ────────────────────────────────────────────────────────────────────────────
+
+# Words in a row. More for an assistant, whose prompt also holds facts that it shall state.
+_ECHO = {"user": 7, "assistant": 12}
+_SAME_WORDS = 5  # shorter messages may come twice
+_NEARLY = 0.8  # share of common runs of three words; start value
+
+
+@functools.lru_cache(256)
+def _runs(text: str, length: int) -> frozenset[tuple[str, ...]]:
+    """Every run of so many words; twice as many where letters count as words."""
+    return frozenset(_in_a_row(_tokens(plain_text(text)), length))
+
+
+def _in_a_row(tokens: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    length = 2 * length if 4 * _size(tokens) < 3 * len(tokens) else length
+    return zip(*(tokens[start:] for start in range(length)), strict=False)
+
+
+def find_instruction_echo(message: Message) -> str:
+    """Words in a row that stand in what this side was told."""
+    length = _ECHO.get(message.side, 12)
+    told = [_runs(text, length) for text in message.told]
+    for run in _in_a_row(message.tokens, length):
+        if any(run in known for known in told):
+            return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}"
+    return ""
+
+
+def find_repeat(message: Message) -> str:
+    """An earlier message of the same side again, or one sentence in a loop."""
+    if _size(message.tokens) < _SAME_WORDS:
+        return ""
+    if any(_alike(message.text, message.tokens, old) for old in message.earlier):
+        return f"an earlier message: {_quoted(message.text)}"
+    sentences = Counter(map(str.strip, _re(_SENTENCE_END).split(message.own.lower())))
+    loop, times = max(sentences.items(), key=lambda each: each[1] * (len(each[0]) >= 12))
+    many = times >= 3 and 2 * times * len(loop) > len(message.own)
+    return f"{times} times in one message: {_quoted(loop)}" if many else ""
+
+
+def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
+    plain = plain_text(_searched(old))
+    if not 0.6 * len(text) <= len(plain) <= 1.7 * len(text):
+        return False
+    if _tokens(plain) == tokens:
+        return True
+    mine, theirs = _runs(text, 3), _runs(plain, 3)
+    common = len(mine & theirs)
+    return len(mine) >= 6 and common >= _NEARLY * (len(mine) + len(theirs) - common)
+
+
+# ── cut ends and roles ────────────────────────────────────────────────────────────────────────────
+
+_SENTENCE_END = r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+|\n+"
+_STOP = r"[^\W\d_]{2}[\"')\u300d]?[.!?\u2026\u061f\u06d4\u0964](?=\s)|[\u3002\uff01\uff1f]"
+_LIST_ITEM = r"[ \t]{0,12}(?:[-*\u2022#>|]|\d{1,3}[.)])"
+_GOES_ON = frozenset(",;:-\u2013\u2014/(\u3001\uff0c\uff1b\uff1a\u060c\uff08[{\u201e\u00ab\u300c")
+_UNSPACED_STOPS = frozenset(("th", "lo", "km", "my"))  # they end a sentence with a space
+# Words after which something has to follow, whoever writes.
+_DANGLING = {
+    "de": "der die den dem des eine einen einem einer und oder weil dass zum zur im vom beim",
+    "en": "the a an and or but because than your my our their its if which every",
+    "es": "el la los las un una y o pero porque del al su sus mi que",
+    "fr": "le la les un une des et ou mais parce du au aux de votre mon ma que ce cette",
+    "it": "il lo la gli un una e o ma perché del della nel al di che",
+    "nl": "de het een en of maar omdat",
+    "pl": "i lub ale że w z do na oraz bo",
+    "pt": "o a os as um uma e ou mas porque do da no na de que seu sua",
+    "ru": "и или но что в на с к для чтобы",
+    "sv": "och eller men att ett den",
+}
+# And words that seldom end a sentence of somebody who uses full stops.
+_LEANING = {
+    "de": "ist sind war waren wird werden sollte könnte für von durch gegen ohne",
+    "en": "to of with for from into at by is are was were may might could should would will can "
+    "has have",
+    "es": "de en con para por es son está puede",
+    "fr": "dans pour avec sur est sont peut",
+    "it": "con per da è sono può",
+    "nl": "van met voor door is zijn",
+    "pt": "em com para por é são pode",
+}
+
+
+def find_cut_end(message: Message) -> str:
+    """A reply that stops in the middle. A person may leave out the last stop, but not break off
+    after two whole sentences on a word such as "the"."""
+    base, last = message.language.lower().split("-")[0], _last_line(message.text)
+    stops, reply = len(_re(_STOP).findall(message.text)), message.side == "assistant"
+    if not any(map(str.isalnum, last)) or (not reply and stops < 2):
+        return ""
+    leans = reply and stops and _ends_on(_LEANING.get(base, ""), last)
+    if leans or _ends_on(_DANGLING.get(base, ""), last):
+        return f"nothing ends like this: {_quoted(last[-SHOWN:])}"
+    if reply and base not in _UNSPACED_STOPS and _open_ended(message, last, stops):
+        return f"the last sentence has no end: {_quoted(last[-SHOWN:])}"
+    return ""
+
+
+def _last_line(text: str) -> str:
+    return (text.rstrip("*_ \n").splitlines() or [""])[-1]
+
+
+def _ends_on(words: str, last: str) -> bool:
+    """Is the very end one of these words? Not of a compound: French "prenez-le" is whole."""
+    found = _re(_PLAIN_WORD).findall(last[-SHOWN:].lower())
+    if not found or not last.lower().endswith(found[-1]):
+        return False
+    return found[-1] in words.split() and last[: -len(found[-1])][-1:] != "-"
+
+
+def _open_ended(message: Message, last: str, stops: int) -> bool:
+    bracket = last.rpartition("(")
+    opened = bracket[1] and ")" not in bracket[2] and bracket[2][:1].isalnum()
+    return bool(opened) or last[-1] in _GOES_ON or (stops >= 2 and _stops_short(message, last))
+
+
+def _stops_short(message: Message, last: str) -> bool:
+    """Whole sentences so far, and then one without an end: no list, no signature, no address."""
+    rest = _re(_STOP).split(last)[-1]
+    words = _size(_tokens(rest))
+    listed = _re(_LIST_ITEM).match(last) or "://" in rest
+    return last[-1].isalnum() and words >= 3 and not listed and _size(message.tokens) >= 15
+
+
+_ROLE = (
+    r"(?im)^[*_#> \t]{0,4}(?:"
+    r"(assistant|agent|bot|ai|support|coach|advisor|assistent|berater|asistente"
+    r"|agente|assistente|conseiller|asystent|\u52a9\u624b|\u5ba2\u670d|\u52a9\u7406|\u30a2\u30b7\u30b9\u30bf\u30f3\u30c8"
+    r"|\u0430\u0441\u0441\u0438\u0441\u0442\u0435\u043d\u0442|\u0430\u0433\u0435\u043d\u0442)"
+    r"|(?:user|human|customer|client|me|person|benutzer|nutzer|kunde|kundin|usuario|usu\u00e1rio|cliente"
+    r"|utilisateur|utente|klient|\u7528\u6237|\u5ba2\u6237|\u30e6\u30fc\u30b6\u30fc|\u304a\u5ba2\u69d8"
+    r"|\u043a\u043b\u0438\u0435\u043d\u0442|\u043f\u043e\u043b\u044c\u0437\u043e\u0432\u0430\u0442\u0435\u043b\u044c))"
+    r"[*_ \t]{0,4}[:\uff1a]"
+)
+
+
+def find_role_prefix(message: Message) -> str:
+    """Lines of both sides in one message."""
+    found = list(_re(_ROLE).finditer(message.text))
+    both = {bool(each[1]) for each in found} == {True, False}
+    return f"both sides written: {_quoted(message.text[found[0].start() :])}" if both else ""
+
+
+DETECTORS: dict[str, Detector] = {
+    "script": find_script,
+    "language": find_language,
+    "instruction_echo": find_instruction_echo,
+    "repeat": find_repeat,
+    "cut_end": find_cut_end,
+    "role_prefix": find_role_prefix,
+}
 
 
 # ══ 2 Figures of a set ════════════════════════════════════════════════════════════════════════════

@@ -1101,6 +1101,15 @@ ARTEFACT_KINDS = Literal[
 ]  # fmt: skip
 
 
+# The scripts that curation.py can tell apart; a test compares the two.
+SCRIPTS = (
+    "Arabic", "Armenian", "Bengali", "Cyrillic", "Devanagari", "Ethiopic", "Georgian", "Greek",
+    "Gujarati", "Gurmukhi", "Han", "Hangul", "Hebrew", "Hiragana", "Kannada", "Katakana", "Khmer",
+    "Lao", "Latin", "Malayalam", "Myanmar", "Sinhala", "Tamil", "Telugu", "Thai",
+)  # fmt: skip
+QUOTES = {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"'}
+
+
 class Artefact(Section):
     """One trace of the machinery that must not be learned."""
 
@@ -1110,6 +1119,9 @@ class Artefact(Section):
         default=["user", "assistant"], min_length=1, description="whose messages are searched"
     )
     pattern: str = Field(default="", max_length=1_000, description="regular expression, caseless")
+    any_of: list[Annotated[str, Field(min_length=1, max_length=1_000)]] = Field(
+        default=[], description="or several, of which one has to be found"
+    )
     phrases: list[Text] = Field(default=[], description="or plain phrases, caseless")
     catches: list[str] = Field(default=[], description="texts that it has to find")
     passes: list[str] = Field(default=[], description="look-alikes that it must let through")
@@ -1118,24 +1130,81 @@ class Artefact(Section):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # "possible nested set": it may come to mean another
-                re.compile(pattern)
-        except (re.error, OverflowError, RecursionError, Warning) as error:
-            said = f"is not a regular expression: {error}. Mend it, or use phrases."
-            raise _wrong(((), said)) from None
+        _refuse(_no_expression((), pattern))
         return pattern
+
+    @field_validator("any_of")
+    @classmethod
+    def _each_compiles(cls, any_of: list[str], info: ValidationInfo) -> list[str]:
+        _refuse(one for n, each in enumerate(any_of) for one in _no_expression((n,), each))
+        _refuse([((), _ONE_KIND)] if any_of and info.data.get("pattern") else [])
+        return any_of
 
     @field_validator("phrases")
     @classmethod
-    def _one_of_two(cls, phrases: list[str], info: ValidationInfo) -> list[str]:
-        pattern = info.data.get("pattern", "x" * (not phrases))
-        if bool(phrases) == bool(pattern):
-            said = "stands beside a pattern. Keep one of the two." if phrases else "is missing."
-            todo = "" if phrases else " Write a pattern or a list of phrases."
-            raise _wrong(((), said + todo))
+    def _one_of_them(cls, phrases: list[str], info: ValidationInfo) -> list[str]:
+        if not {"pattern", "any_of"} <= info.data.keys():
+            return phrases  # what stands there is already a mistake
+        other = info.data["pattern"] or info.data["any_of"]
+        if bool(phrases) == bool(other):
+            missing = "is missing. Write a pattern or a list of phrases."
+            raise _wrong(((), _ONE_KIND if phrases else missing))
         return phrases
+
+    @field_validator("catches", "passes")
+    @classmethod
+    def _keeps_its_word(cls, texts: list[str], info: ValidationInfo) -> list[str]:
+        """The pattern against its own test; an invalid one is already a mistake."""
+        data, wanted = info.data, info.field_name == "catches"
+        if not {"pattern", "any_of", "phrases"} <= data.keys():
+            return texts
+        search = _search(data["pattern"], data["any_of"], data["phrases"])
+        said = "is not found by the pattern" if wanted else "is found, but has to pass"
+        wrong = (n for n, text in enumerate(texts) if bool(search(plain_text(text))) != wanted)
+        _refuse(((n,), f"{_shown(texts[n])} {said}. Mend the pattern or this text.") for n in wrong)
+        return texts
+
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        """A function that finds the first trace in a plain text."""
+        return _search(self.pattern, self.any_of, self.phrases)
+
+
+_ONE_KIND = "stands beside a pattern. Keep one of the two."
+
+
+def _no_expression(at: Place, pattern: str) -> Iterator[Mistake]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "possible nested set": it may come to mean another
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        yield at, f"is not a regular expression: {error}. Mend it, or use phrases."
+
+
+def _search(
+    pattern: str, any_of: list[str], phrases: list[str]
+) -> Callable[[str], re.Match[str] | None]:
+    source = pattern or "|".join(any_of or map(re.escape, phrases))
+    return re.compile(source, re.IGNORECASE | re.MULTILINE).search
+
+
+def plain_text(text: str) -> str:
+    """A message as artefacts are searched in it: plain quotes, no space around it."""
+    for typographic, plain in QUOTES.items():
+        text = text.replace(typographic, plain)
+    return text.strip()
+
+
+class Detectors(Section):
+    """What code looks for besides the patterns; each can be switched off. Blank messages always
+    count."""
+
+    script: bool = Field(default=True, description="letters of another script than the project's")
+    language: bool = Field(default=True, description="another language of the same script")
+    instruction_echo: bool = Field(default=True, description="what a side was told, word by word")
+    repeat: bool = Field(default=True, description="an earlier message again, or a loop")
+    cut_end: bool = Field(default=True, description="a reply that stops in the middle")
+    role_prefix: bool = Field(default=True, description="one agent wrote both sides")
 
 
 class Artefacts(File):
@@ -1145,7 +1214,10 @@ class Artefacts(File):
         default=1, ge=0, le=5, description="new tries for an exchange before it is cut or rejected"
     )
     scripts: list[Text] = Field(
-        default=[], description="scripts that replies may use, such as Latin; empty: not checked"
+        default=[], description="scripts of the messages, such as Latin; empty: of the language"
+    )
+    detectors: Detectors = Field(
+        default_factory=Detectors, description="what code looks for besides the patterns"
     )
     replace: dict[str, str] = Field(
         default={}, description="characters and what stands for them, replaced in every message"
@@ -1154,6 +1226,13 @@ class Artefacts(File):
     overused_phrases: list[Text] = Field(
         default=[], description="phrases that the audit counts beside those it finds itself"
     )
+
+    @field_validator("scripts")
+    @classmethod
+    def _known(cls, scripts: list[str]) -> list[str]:
+        wrong = ((n, name) for n, name in enumerate(scripts) if name not in SCRIPTS)
+        _refuse(((n,), unknown("script", name, SCRIPTS)) for n, name in wrong)
+        return scripts
 
     @field_validator("patterns")
     @classmethod

@@ -331,7 +331,7 @@ TABLE: dict[str, tuple[str, str, str, int, str]] = {
     ),
     "a pattern beside phrases": (
         A, "    phrases:", "    pattern: x\n    phrases:", 1,
-        "patterns[2].phrases: stands beside a pattern. Keep one of the two.",
+        "patterns[19].phrases: stands beside a pattern. Keep one of the two.",
     ),
     "a gate that is no name": (
         U, "safety_gates: [S1, S2]", "safety_gates: [S1, [S2]]", 0,
@@ -345,12 +345,12 @@ TABLE: dict[str, tuple[str, str, str, int, str]] = {
     ),
     "a broken pattern": (
         A, "    pattern: '^", "    pattern: '(^", 0,
-        "patterns[3].pattern: is not a regular expression: missing ), unterminated subpattern at "
+        "patterns[18].pattern: is not a regular expression: missing ), unterminated subpattern at "
         "position 0. Mend it, or use phrases.",
     ),
     "neither pattern nor phrases": (
         A, "    phrases:", "    why: x #", -2,
-        "patterns[2].phrases: is missing. Write a pattern or a list of phrases.",
+        "patterns[19].phrases: is missing. Write a pattern or a list of phrases.",
     ),
     "a verdict that does not exist": (
         U, "      - type: BORDERLINE_PASS", "      - type: MAYBE", 0,
