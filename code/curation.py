@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from settings import Artefacts, plain_text
 
@@ -59,7 +60,7 @@ def inspector(artefacts: Artefacts, language: str) -> Inspect:
     """
     known = artefacts.detectors
     active = [(kind, DETECTORS[kind]) for kind in DETECTORS if getattr(known, kind)]
-    searches = [(each, each.search()) for each in artefacts.patterns]
+    searches = [(each, each.search(), _anchors(each.source())) for each in artefacts.patterns]
     scripts = tuple(artefacts.scripts) or scripts_of(language)
 
     def inspect(side: str, text: str, told: Sequence[str], earlier: Sequence[str]) -> list[str]:
@@ -68,10 +69,64 @@ def inspector(artefacts: Artefacts, language: str) -> Inspect:
             return ["blank: the message has no words"]
         message = Message(side, plain, told, earlier, language, scripts)
         found = [f"{kind}: {said}" for kind, look in active if (said := look(message))]
-        hits = ((each, search(plain)) for each, search in searches if side in each.sides)
-        return found + [f"{each.kind}: {each.id}: {_quoted(hit[0])}" for each, hit in hits if hit]
+        low = "" if _UNEVEN.intersection(plain) else plain.lower()
+        for each, search, anchors in searches:
+            likely = side in each.sides and (not low or _holds(low, anchors))
+            if likely and (hit := search(plain)):
+                found.append(f"{each.kind}: {each.id}: {_quoted(hit[0])}")
+        return found
 
     return inspect
+
+
+# Letters that a caseless pattern takes for others although they differ in lower case.
+_UNEVEN = frozenset("\u017f\u212a\u0130\u0131")
+
+
+def _anchors(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Words of which a match holds at least one, so that most messages need no search at all:
+    those in ASCII, and the others, which no English message holds. An empty word is in every
+    message: then nothing is known, and the search always runs."""
+    parse = getattr(getattr(re, "_parser", None), "parse", None)  # Python's own, from 3.11 on
+    words = _must_hold(parse(source, re.IGNORECASE | re.MULTILINE)) if parse else set()
+    known = sorted(words or {""}, key=len)
+    return tuple(w for w in known if w.isascii()), tuple(w for w in known if not w.isascii())
+
+
+def _holds(text: str, anchors: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    plain, other = anchors
+    if other and not text.isascii() and _holds(text, (other, ())):
+        return True
+    for word in plain:  # noqa: SIM110 - half the time of any(), and this runs for every message
+        if word in text:
+            return True
+    return False
+
+
+def _must_hold(parsed: Any) -> set[str]:
+    """The best set of words that a parsed expression can't do without; empty when there is none."""
+    options, run = list[set[str]](), ""
+    for kind, value in [*parsed, (None, None)]:
+        if str(kind) == "LITERAL":
+            run += chr(value)
+            continue
+        options += [{run.lower()}] if run else []
+        run = ""
+        inner: list[set[str]] = []
+        if str(kind) == "SUBPATTERN":
+            inner = [_must_hold(value[-1])]
+        elif str(kind) == "BRANCH":
+            inner = [_must_hold(branch) for branch in value[1]]
+        elif str(kind) in ("MAX_REPEAT", "MIN_REPEAT") and value[0] > 0:
+            inner = [_must_hold(value[-1])]
+        options += [set().union(*inner)] if inner and all(inner) else []
+    best = max(options, key=_rarity, default=set())
+    return best if best and min(map(len, best)) >= 2 else set()
+
+
+def _rarity(words: set[str]) -> int:
+    """How much the commonest of some words says; a letter beyond ASCII says more than others."""
+    return min(len(word) + 3 * (not word.isascii()) for word in words)
 
 
 def _searched(text: str) -> str:
@@ -104,6 +159,7 @@ _TOKEN = rf"[{_DENSE}]|[^\W_{_DENSE}]+"
 _DENSE_LETTER = rf"[{_DENSE}]"
 
 
+@functools.lru_cache(512)
 def _tokens(text: str) -> list[str]:
     """Words in lower case, or letters where a script has no spaces; signs do not count."""
     return _re(_TOKEN).findall(text.lower())
@@ -111,7 +167,8 @@ def _tokens(text: str) -> list[str]:
 
 def _size(tokens: Sequence[str]) -> float:
     """About how many words that is: two dense letters make one."""
-    return len(tokens) - 0.5 * len(_re(_DENSE_LETTER).findall("".join(tokens)))
+    text = "".join(tokens)
+    return len(tokens) - (0 if text.isascii() else 0.5 * len(_re(_DENSE_LETTER).findall(text)))
 
 
 # ── scripts ───────────────────────────────────────────────────────────────────────────────────────
@@ -278,18 +335,29 @@ def find_language(message: Message) -> str:
     words = _re(_PLAIN_WORD).findall(message.own.lower())
     if not mine or len(words) < _LEAST_WORDS:
         return ""
-    count = Counter(words)
-    for language in _SMALL_WORDS:
-        theirs = _small_words(language)
-        alien, native = _hits(count, theirs - mine), _hits(count, mine - theirs)
-        enough = alien >= max(_LEAST_HITS, 0.2 * len(words)) and alien >= 3 * native
-        if enough and len(count.keys() & (theirs - mine)) >= 3:
+    count, alien, shared = Counter(words), Counter[str](), Counter[str]()
+    several = Counter[str]()  # how many different words speak for a language
+    for word in count.keys() & _languages().keys():
+        for language in _languages()[word]:
+            (shared if word in mine else alien)[language] += count[word]
+            several[language] += word not in mine
+    native = sum(count[word] for word in count.keys() & mine)
+    for language, hits in sorted(alien.items()):
+        own = native - shared[language]
+        enough = hits >= max(_LEAST_HITS, 0.2 * len(words)) and hits >= 3 * own
+        if enough and several[language] >= 3:
             return f"looks like {language}: {_quoted(message.own)}"
     return ""
 
 
-def _hits(count: Counter[str], words: frozenset[str]) -> int:
-    return sum(count[word] for word in count.keys() & words)
+@functools.cache
+def _languages() -> dict[str, list[str]]:
+    """The languages that have a small word."""
+    found: dict[str, list[str]] = {}
+    for language in _SMALL_WORDS:
+        for word in _small_words(language):
+            found.setdefault(word, []).append(language)
+    return found
 
 
 # ── echoes and repeats ────────────────────────────────────────────────────────────────────────────
@@ -315,10 +383,11 @@ def find_instruction_echo(message: Message) -> str:
     """Words in a row that stand in what this side was told."""
     length = _ECHO.get(message.side, 12)
     told = [_runs(text, length) for text in message.told]
-    for run in _in_a_row(message.tokens, length):
-        if any(run in known for known in told):
-            return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}"
-    return ""
+    runs = list(_in_a_row(message.tokens, length))
+    if all(known.isdisjoint(runs) for known in told):
+        return ""
+    run = next(run for run in runs if any(run in known for known in told))
+    return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}"
 
 
 def find_repeat(message: Message) -> str:
@@ -334,7 +403,7 @@ def find_repeat(message: Message) -> str:
 
 
 def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
-    plain = plain_text(_searched(old))
+    plain = _plain(old)
     if not 0.6 * len(text) <= len(plain) <= 1.7 * len(text):
         return False
     if _tokens(plain) == tokens:
@@ -342,6 +411,11 @@ def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
     mine, theirs = _runs(text, 3), _runs(plain, 3)
     common = len(mine & theirs)
     return len(mine) >= 6 and common >= _NEARLY * (len(mine) + len(theirs) - common)
+
+
+@functools.lru_cache(512)
+def _plain(text: str) -> str:
+    return plain_text(_searched(text))
 
 
 # ── cut ends and roles ────────────────────────────────────────────────────────────────────────────

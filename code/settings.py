@@ -1168,6 +1168,10 @@ class Artefact(Section):
         """A function that finds the first trace in a plain text."""
         return _search(self.pattern, self.any_of, self.phrases)
 
+    def source(self) -> str:
+        """The one expression that `search` uses."""
+        return _source(self.pattern, self.any_of, self.phrases)
+
 
 _ONE_KIND = "stands beside a pattern. Keep one of the two."
 
@@ -1184,8 +1188,12 @@ def _no_expression(at: Place, pattern: str) -> Iterator[Mistake]:
 def _search(
     pattern: str, any_of: list[str], phrases: list[str]
 ) -> Callable[[str], re.Match[str] | None]:
-    source = pattern or "|".join(any_of or map(re.escape, phrases))
+    source = _source(pattern, any_of, phrases)
     return re.compile(source, re.IGNORECASE | re.MULTILINE).search
+
+
+def _source(pattern: str, any_of: list[str], phrases: list[str]) -> str:
+    return pattern or "|".join(any_of or map(re.escape, phrases))
 
 
 def plain_text(text: str) -> str:
