@@ -57,11 +57,19 @@ def _compiled(artefact: Artefact) -> re.Pattern[str]:
 
 Interval = Callable[[int, int, float], tuple[float, float]]  # evidence.clopper_pearson
 LEVEL = 0.999  # of the intervals: of a thousand right figures, one lies outside
+# What a file that is not what it should be may raise.
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
 SIDES = ("user", "assistant")
 FATES = ("accepted", "truncated", "rejected")
-OPENING_WORDS = (
-    8  # two first messages that begin with the same ones are near-identical; start value
-)
+OPENING_WORDS = 8  # first messages that begin with the same ones are alike; start value
 TEMPLATE = "persona-template.yaml#/"
 WORDS = re.compile(r"[^\W\d_]+")
 _Seen = tuple[tuple[str, ...], float]  # a key, and what it counts or measures
@@ -92,7 +100,7 @@ def generation_stats(root: Path, interval: Interval | None = None) -> dict[str, 
             transcript = _transcript_of(path)
             fate = _fate(transcript, path.relative_to(root / "data/raw").parts[0])
             seen = list(_observed(transcript, fate, known))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except DAMAGE as error:
             damaged.append({"file": name, "why": type(error).__name__})
             continue
         batch = str(_about(transcript).get("batch") or path.parent.name)
@@ -345,9 +353,10 @@ def _lengths(exchange: Mapping[str, Any], style: str, known: _Known) -> Iterator
 def _draws(exchanges: Sequence[Mapping[str, Any]], known: _Known, alike: bool) -> Iterator[_Seen]:
     """What was drawn for each message, and where code can see it: whether it shows."""
     yield ("other template",), not alike
-    eyes = {name: observer(name, flaw) for name, flaw in known.flaws.items()}
-    for at, exchange in enumerate(exchanges):
-        meta, earlier = exchange["meta"], [each["user"] for each in exchanges[:at]]
+    eyes = {name: eye for name, flaw in known.flaws.items() if (eye := observer(name, flaw))}
+    earlier: set[str] = set()
+    for exchange in exchanges:
+        meta, said = exchange["meta"], _sentences(exchange["user"]) if eyes else []
         if alike:
             yield from (
                 ((key, str(meta[key])), 1) for key in ("response", "stage") if meta.get(key)
@@ -355,15 +364,22 @@ def _draws(exchanges: Sequence[Mapping[str, Any]], known: _Known, alike: bool) -
         drawn = set(meta.get("flaws", ()))
         yield from ((("flaw", str(name)), 1) for name in drawn)
         for name, eye in eyes.items():
-            if eye is not None:
-                shows = eye.sees(exchange["user"], earlier, meta.get("range"))
-                yield (f"flaw {'seen' if name in drawn else 'chance'}", name), shows
-                yield ("flaw other", name), name not in drawn
+            shows = eye.sees(Message(exchange["user"], said, earlier, meta.get("range")))
+            yield (f"flaw {'seen' if name in drawn else 'chance'}", name), shows
+            yield ("flaw other", name), name not in drawn
+        earlier.update(said)
 
 
 # ── flaws that code can see ───────────────────────────────────────────────────────────────────────
 
-Sees = Callable[[str, Sequence[str], Any], bool]
+
+class Message(NamedTuple):
+    """One message of a person, as a detector sees it."""
+
+    text: str
+    said: list[str]  # its sentences, normalised; a question keeps its mark
+    earlier: set[str]  # the sentences of this person's messages before it
+    limits: Sequence[int] | None  # fewest and most words
 
 
 class Observer(NamedTuple):
@@ -371,44 +387,49 @@ class Observer(NamedTuple):
 
     shows: str  # in words, for the report
     words: str  # a flaw whose name or `shows` has such words is one of this sort
-    sees: Sees  # (message, earlier messages of this person, range of words)
+    sees: Callable[[Message], bool]
+
+
+SENTENCE = re.compile(r"[^.!?\u3002\uff01\uff1f\n]+[.!?\u3002\uff01\uff1f]*")
 
 
 def _sentences(text: str) -> list[str]:
-    """Normalised sentences, with a question mark kept."""
-    parts = re.findall(r"[^.!?\u3002\uff01\uff1f\n]+[.!?\u3002\uff01\uff1f]*", text.casefold())
-    found = ((" ".join(WORDS.findall(part)), part.rstrip()[-1:] in "?\uff1f") for part in parts)
+    parts = SENTENCE.findall(text.casefold())
+    found = (
+        (" ".join(WORDS.findall(part)), part.rstrip()[-1:] in ("?", "\uff1f")) for part in parts
+    )
     return [words + "?" * asks for words, asks in found if words]
 
 
-def _repeats(text: str, earlier: Sequence[str], _: Any) -> bool:
-    said = {sentence for message in earlier for sentence in _sentences(message)}
-    return any(sentence in said for sentence in _sentences(text) if sentence.count(" ") > 1)
+def _repeats(message: Message) -> bool:
+    return any(each in message.earlier for each in message.said if each.count(" ") > 1)
 
 
-def _asks_again(text: str, earlier: Sequence[str], _: Any) -> bool:
-    said = {sentence for message in earlier for sentence in _sentences(message)}
-    return any(sentence in said for sentence in _sentences(text) if sentence.endswith("?"))
+def _asks_again(message: Message) -> bool:
+    return any(each in message.earlier for each in message.said if each.endswith("?"))
 
 
-def _asks_much(text: str, _: Sequence[str], __: Any) -> bool:
-    return sum(sentence.endswith("?") for sentence in _sentences(text)) > 1
+def _asks_much(message: Message) -> bool:
+    return sum(each.endswith("?") for each in message.said) > 1
 
 
-def _is_short(text: str, _: Sequence[str], limits: Any) -> bool:
-    return (
-        bool(limits) and infrastructure.count_words(text) <= limits[0] + (limits[1] - limits[0]) / 4
-    )
+def _is_short(message: Message) -> bool:
+    return _place(message) <= 0.25
 
 
-def _is_long(text: str, _: Sequence[str], limits: Any) -> bool:
-    return (
-        bool(limits) and infrastructure.count_words(text) >= limits[1] - (limits[1] - limits[0]) / 4
-    )
+def _is_long(message: Message) -> bool:
+    return _place(message) >= 0.75
 
 
-def _shouts(text: str, _: Sequence[str], __: Any) -> bool:
-    return any(len(word) > 2 and word.isupper() for word in text.split()) or "!!" in text
+def _place(message: Message) -> float:
+    """Where in its range of words a message is, 0 to 1; a half where there is no range."""
+    least, most = message.limits or (0, 0)
+    words = infrastructure.count_words(message.text)
+    return (words - least) / max(most - least, 1) if most else 0.5
+
+
+def _shouts(message: Message) -> bool:
+    return any(len(word) > 2 and word.isupper() for word in message.text.split())
 
 
 OBSERVERS = (
@@ -419,7 +440,7 @@ OBSERVERS = (
         "the lowest quarter of its words", r"\bone[- ]word|\bvery short|\bfew words", _is_short
     ),
     Observer("the highest quarter of its words", r"\brambl|\bvery long|\bwall of text", _is_long),
-    Observer("capital letters or !!", r"\bcapitals?\b|\ball caps\b|\bshouts?\b", _shouts),
+    Observer("words in capital letters", r"\bcapitals?\b|\ball caps\b|\bshouts?\b", _shouts),
 )
 
 
@@ -444,7 +465,7 @@ def _frozen(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]
         try:
             batch = dict(json.loads(path.read_bytes()))
             found[str(batch["id"])] = batch | {"ids": list(batch["ids"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except DAMAGE as error:
             name = path.relative_to(root).as_posix()
             damaged.append({"file": name, "why": type(error).__name__})
     return found, damaged
@@ -482,7 +503,7 @@ WIDTH = 80
 def stats_page(stats: Mapping[str, Any]) -> str:
     """The figures for a person, in 80 columns."""
     every = stats["all"]
-    parts = [["# Generation statistics"], _marks(every), _lines_of(ABOUT)]
+    parts = [["# Generation statistics"], *_marks(every), _lines_of(ABOUT)]
     parts += [["## Batches"], _batches(stats), *_reasons(every)]
     parts += [["## Lengths"], _length_table(every), _length_words(every)]
     parts += [["## Artefacts"], _artefact_table(every)]
@@ -502,20 +523,19 @@ ABOUT = (
 
 
 def _lines_of(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    """Text in 80 columns; an item of a list hangs below its own first word."""
+    hang = "  " if text.startswith("- ") else ""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=hang, break_on_hyphens=False)
 
 
-def _marks(every: Mapping[str, Any]) -> list[str]:
-    found, of = [], every["transcripts"]
-    if every["simulated"]:
-        said = (
-            f"**SIMULATED: {every['simulated']:,} of {of:,} transcripts come from simulated models."
-        )
-        found += _lines_of(f"{said} They say nothing about real ones.**")
-    if every["made_for_trial"]:
-        said = f"**TRIAL: {every['made_for_trial']:,} of {of:,} transcripts were made for a trial"
-        found += _lines_of(f"{said} and will not be shipped.**")
-    return found
+def _marks(every: Mapping[str, Any]) -> list[list[str]]:
+    """What nobody may overlook: figures of simulated models, and of a trial."""
+    of, simulated, trial = every["transcripts"], every["simulated"], every["made_for_trial"]
+    said = f"**SIMULATED: {simulated:,} of {of:,} transcripts come from simulated models."
+    tried = f"**TRIAL: {trial:,} of {of:,} transcripts were made for a trial"
+    found = [f"{said} They say nothing about real ones.**"] if simulated else []
+    found += [f"{tried} and will not be shipped.**"] if trial else []
+    return [_lines_of(text) for text in found]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -532,7 +552,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 def _cell(value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return " ".join(text.replace("|", "/").split())
+    text = "".join(sign if sign.isprintable() else " " for sign in text.replace("|", "/"))
+    return " ".join(text.split())
 
 
 def _fit(text: str, wide: int, at: int) -> str:
@@ -540,8 +561,8 @@ def _fit(text: str, wide: int, at: int) -> str:
     return text.rjust(wide) if at else text.ljust(wide)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -549,11 +570,10 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def _batches(stats: Mapping[str, Any]) -> list[str]:
-    head = ("batch", "kind", "planned", "made", "accepted", "truncated", "rejected", "exchanges")
+    head = ("batch", "planned", "made", "accepted", "cut", "rejected", "exchanges")
     rows = [*stats["batches"].items(), ("all", stats["all"])]
     keys = ("transcripts", *FATES, "exchanges")
-    return _table(head, ((name, each.get("kind", ""), _planned_cell(each), *(each[k] for k in keys))
-                         for name, each in rows))  # fmt: skip
+    return _table(head, ((n, _planned_cell(each), *(each[k] for k in keys)) for n, each in rows))
 
 
 def _planned_cell(batch: Mapping[str, Any]) -> object:
@@ -563,20 +583,20 @@ def _planned_cell(batch: Mapping[str, Any]) -> object:
 def _reasons(every: Mapping[str, Any]) -> list[list[str]]:
     cut, lost = every["truncated_for"], every["rejected_for"]
     rows = [(why, lost.get(why, 0), cut.get(why, 0)) for why in sorted(set(cut) | set(lost))]
-    return [_table(("reason", "rejected", "truncated"), rows)] if rows else []
+    return [_table(("reason", "rejected", "cut"), rows)] if rows else []
 
 
 def _length_table(every: Mapping[str, Any]) -> list[str]:
-    head = ("style", "messages", "within", "at once", "2nd", "3rd", "ratio", "median", "too long")
+    head = ("style", "of", "within", "1st", "2nd", "3rd", "ratio", "median", "long")
     return _table(head, map(_length_row, every["styles"].items()))
 
 
 def _length_row(named: tuple[str, Mapping[str, Any]]) -> tuple[object, ...]:
     name, style = named
     ratio, tries = style["reply_ratio"], style["within_after"]
-    shares = [_percent(_share(count, style["messages"])) for count in tries.values()]
+    shares = [_percent(_share(count, style["messages"]), 0) for count in tries.values()]
     words = _number(ratio["mean"], 2), _number(ratio["median"], 2)
-    long = _percent(_share(ratio["above_limit"], ratio["of"]))
+    long = _percent(_share(ratio["above_limit"], ratio["of"]), 0)
     return name, style["messages"], _percent(style["share"]), *shares, *words, long
 
 
@@ -585,14 +605,14 @@ def _share(count: int, of: int) -> float | None:
 
 
 def _length_words(every: Mapping[str, Any]) -> list[str]:
-    found = []
+    found = ["- Within its range at the 1st, 2nd, 3rd try; long: replies above the limit."]
     for side, words in every["words"].items():
         mean, middle = _number(words["mean"]), _number(words["median"])
         found.append(f"- Words of one {side} message: mean {mean}, median {middle}.")
     ratio = every["reply_ratio"]
-    long = f"{ratio['above_limit']:,} replies too long"
     said = f"mean {_number(ratio['mean'], 2)}, median {_number(ratio['median'], 2)}"
-    found.append(f"- Words of reply per word of the user: {said}; {long}.")
+    found.append(f"- Words of reply per word of the user: {said}.")
+    found.append(f"- Replies above the limit: {ratio['above_limit']:,} of {ratio['of']:,}.")
     wrong = ", ".join(f"{count:,} {name}" for name, count in every["violations"].items())
     return [*found, *_lines_of(f"- Violations that were kept: {wrong or 'none'}.")]
 
@@ -667,9 +687,7 @@ def _usage_table(every: Mapping[str, Any]) -> list[str]:
 def _dollars(used: Mapping[str, Any]) -> str:
     if used["dollars"] is not None:
         return f"{used['dollars']:,.2f}"
-    return (
-        f"unknown for {used['transcripts_of_unknown_cost']:,}; others {used['dollars_known']:,.2f}"
-    )
+    return f"{used['dollars_known']:,.2f} + unknown"
 
 
 def _model_lines(every: Mapping[str, Any]) -> list[str]:
