@@ -17,7 +17,7 @@ import pytest
 from children import CODE
 from designs import choose_model, edit
 
-STAGES = {"personas.py", "generate.py"}  # those that are built
+STAGES = {"personas.py", "generate.py", "import_transcripts.py"}  # those that are built
 COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
 
 

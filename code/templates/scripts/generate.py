@@ -34,6 +34,7 @@ import infrastructure
 import settings
 import simulation
 import stage
+from evidence import clopper_pearson
 from infrastructure import FinetuneError, LLMBackend, RunReport, canonical_hash, iter_records
 from personas import persona_fields, persona_sheet
 from simulation import Made, Rules
@@ -80,7 +81,7 @@ def _generate(
         print(f"{persona['id']}: {error}", file=sys.stderr)
     if report.stopped:
         print(report.stopped, file=sys.stderr)
-    curation.write_generation_stats(ROOT)
+    curation.write_generation_stats(ROOT, clopper_pearson)
     _show(options, _told(batch, report))
     return report.exit_code
 
