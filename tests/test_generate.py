@@ -20,7 +20,7 @@ import pytest
 from designs import designed, edit
 from fakes.provider import FakeProvider, Reply
 from finetune_skills import rehearse as r
-from infrastructure import Appender, FinetuneError, encode_line, iter_records, selector_hash
+from infrastructure import Appender, FinetuneError, encode_line, iter_records, rng, selector_hash
 from stage import cap, in_shard
 
 SIMULATED = {"user_sim": "python:simulated:user", "assistant": "python:simulated:assistant"}
@@ -145,7 +145,7 @@ def tree(place: Path) -> dict[str, bytes]:
 
 def test_the_same_seed_gives_the_same_bytes_at_any_concurrency(trial: Path, place: Path) -> None:
     assert generate(place, "--trial", "--concurrency", "64").returncode == 0
-    assert len(list(place.glob(f"{TALKS}/*/*.json"))) == 30
+    assert len(r.talks(place)) == 30
     assert r.product(place) == r.product(trial)
 
 
@@ -519,8 +519,46 @@ def wire(place: Path, url: str, more: str = "") -> None:
     edit(place / "config/project.yaml", f'"{SIMULATED["assistant"]}"', spec)
 
 
+WORDS = [
+    "valve",
+    "tap",
+    "hose",
+    "light",
+    "cartridge",
+    "app",
+    "plug",
+    "sieve",
+    "handle",
+    "filter",
+    "parcel",
+    "invoice",
+    "sink",
+    "glass",
+    "kettle",
+    "phone",
+    "pipe",
+    "box",
+    "lid",
+    "ring",
+    "cap",
+    "wall",
+    "left",
+    "right",
+    "open",
+    "closed",
+    "warm",
+    "cold",
+    "early",
+    "late",
+    "blue",
+    "grey",
+]
+
+
 def says(request: Any) -> Reply:
-    return Reply(f"Please turn the valve, then tell me. {len(request.text)}")
+    """A reply that no other message gets."""
+    chance = rng("reply", request.raw)
+    return Reply(" ".join(["Please turn it, then tell me:", *chance.sample(WORDS, 8)]) + ".")
 
 
 def test_a_dead_provider_is_said_and_a_living_one_lets_the_run_go_on(place: Path) -> None:
@@ -550,7 +588,7 @@ def test_an_exhausted_budget_stops_the_run_and_a_larger_one_goes_on_from_there(p
         sent = len(fake.requests)
         assert sent > 0
         rest = told(place, "--max-usd", "1000")
-        assert rest["made now"] == 5
+        assert (rest["failed"], rest["left"], len(r.talks(place))) == (0, 0, 5)
         bodies = [request.raw for request in fake.requests]
     assert len(bodies) > sent
     assert len(bodies) == len(set(bodies))  # nothing was sent, and paid, twice
