@@ -846,7 +846,7 @@ def _draws(exchanges: Sequence[Mapping[str, Any]], known: _Known, alike: bool) -
         drawn = set(meta.get("flaws", ()))
         yield from ((("flaw", str(name)), 1) for name in drawn)
         for name, eye in eyes.items():
-            shows = eye.sees(Message(exchange["user"], said, earlier, meta.get("range")))
+            shows = eye.sees(Sent(exchange["user"], said, earlier, meta.get("range")))
             yield (f"flaw {'seen' if name in drawn else 'chance'}", name), shows
             yield ("flaw other", name), name not in drawn
         earlier.update(said)
@@ -855,7 +855,7 @@ def _draws(exchanges: Sequence[Mapping[str, Any]], known: _Known, alike: bool) -
 # ── flaws that code can see ───────────────────────────────────────────────────────────────────────
 
 
-class Message(NamedTuple):
+class Sent(NamedTuple):
     """One message of a person, as a detector sees it."""
 
     text: str
@@ -869,7 +869,7 @@ class Observer(NamedTuple):
 
     shows: str  # in words, for the report
     words: str  # a flaw whose name or `shows` has such words is one of this sort
-    sees: Callable[[Message], bool]
+    sees: Callable[[Sent], bool]
 
 
 SENTENCE = re.compile(r"[^.!?\u3002\uff01\uff1f\n]+[.!?\u3002\uff01\uff1f]*")
@@ -883,34 +883,34 @@ def _sentences(text: str) -> list[str]:
     return [words + "?" * asks for words, asks in found if words]
 
 
-def _repeats(message: Message) -> bool:
+def _repeats(message: Sent) -> bool:
     return any(each in message.earlier for each in message.said if each.count(" ") > 1)
 
 
-def _asks_again(message: Message) -> bool:
+def _asks_again(message: Sent) -> bool:
     return any(each in message.earlier for each in message.said if each.endswith("?"))
 
 
-def _asks_much(message: Message) -> bool:
+def _asks_much(message: Sent) -> bool:
     return sum(each.endswith("?") for each in message.said) > 1
 
 
-def _is_short(message: Message) -> bool:
+def _is_short(message: Sent) -> bool:
     return _place(message) <= 0.25
 
 
-def _is_long(message: Message) -> bool:
+def _is_long(message: Sent) -> bool:
     return _place(message) >= 0.75
 
 
-def _place(message: Message) -> float:
+def _place(message: Sent) -> float:
     """Where in its range of words a message is, 0 to 1; a half where there is no range."""
     least, most = message.limits or (0, 0)
     words = infrastructure.count_words(message.text)
     return (words - least) / max(most - least, 1) if most else 0.5
 
 
-def _shouts(message: Message) -> bool:
+def _shouts(message: Sent) -> bool:
     return any(len(word) > 2 and word.isupper() for word in message.text.split())
 
 

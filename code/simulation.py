@@ -315,10 +315,10 @@ class _Talk:
         for repair in range(self.rules.artefacts.regenerate + 1):
             place = f"{slot}.repair-{repair}" if repair else slot
             said = await self._sized(voice, side, messages, how, place)
-            said.made_again, said.found = repair, list(thrown)
+            said.made_again, said.found = repair, thrown + said.found
             if not said.wrong:
                 return said
-            thrown += said.wrong
+            thrown = said.found + said.wrong
         return said
 
     async def _sized(
@@ -331,7 +331,7 @@ class _Talk:
     ) -> Said:
         again, bounds, told = how
         best = await self._once(voice, side, messages, bounds, told, slot)
-        said = best
+        said, asked = best, 0
         for attempt in range(1, LENGTH_TRIES + 1):
             if best.wrong or not best.off or not again:
                 break
@@ -339,10 +339,12 @@ class _Talk:
             more = [_message("assistant", said.text), _message("user", _filled(again, known))]
             place = f"{slot}.length-{attempt}"
             said = await self._once(voice, side, [*messages, *more], bounds, told, place)
+            asked = attempt
             if said.wrong:
+                best.found += said.wrong
                 break
             best = min(best, said, key=lambda each: each.off)
-            best.asked_again = attempt
+        best.asked_again = asked
         return best
 
     async def _once(

@@ -141,6 +141,9 @@ def shown(main: Callable[[], int]) -> int:
     except (FinetuneError, SettingsError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before or after the run, which drains
+        print("stopped; run again to go on", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # a reader such as `head` has seen enough
         sys.stderr.close()
         return 0

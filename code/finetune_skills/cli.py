@@ -317,6 +317,28 @@ def install_skills(user: bool, agent: str, uninstall: bool, force: bool, json_: 
 
 main.add_command(estimate)
 
+
+@main.command()
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the project.")
+@click.option("--full", is_flag=True, help="Also train, convert and serve a tiny model.")
+@as_json
+def rehearse(keep: Path | None, full: bool, json_: bool) -> None:
+    """Run the example project through every stage: simulated models, offline, free.
+
+    Then plant faults in copies of it. Exit 1: a step failed, or a fault was not caught.
+
+    Example: finetune rehearse --keep my-rehearsal
+    """
+    from finetune_skills import rehearse as rehearsing
+    from infrastructure import FinetuneError
+
+    if full:
+        raise FinetuneError("rehearse --full: not built yet. Run it without --full.")
+    done, told = rehearsing.rehearse(keep)
+    show(told, "\n".join(rehearsing.table(done, told)), json_)
+    sys.exit(0 if done.passed else 1)
+
+
 PACKAGES: tuple[str, ...] = (
     "pydantic",
     "tenacity",

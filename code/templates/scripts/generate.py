@@ -82,7 +82,7 @@ def _generate(
     if report.stopped:
         print(report.stopped, file=sys.stderr)
     curation.write_generation_stats(ROOT, clopper_pearson)
-    _show(options, _told(batch, report))
+    _show(options, _told(batch, report, options))
     return report.exit_code
 
 
@@ -96,7 +96,7 @@ async def _all(
     about = _provenance(batch, models)
     name = f"data/candidates{stage.suffix(options.shard)}.jsonl"
     with infrastructure.Appender(ROOT / name) as candidates:
-        _catch_up(batch, candidates)
+        _catch_up(batch, candidates, options.shard)
 
         async def work(persona: Persona) -> Made:
             fields = persona_fields(persona) | {"persona": persona_sheet(persona)}
@@ -130,7 +130,7 @@ def the_batch(kind: str, inputs: Mapping[str, str], options: Any) -> Batch:
         begun = begun or alike[-1:]
     if begun or (alike and wanted <= 0):
         batch: Batch = (begun or alike)[0 if begun else -1]
-        return batch | {"people": _people(batch["ids"])}
+        return batch | {"people": _people(batch)}
     return _next(kind, len(known) + 1, inputs, wanted)
 
 
@@ -144,7 +144,8 @@ def batches(kind: str = "") -> Iterator[Batch]:
 
 def _next(kind: str, number: int, inputs: Mapping[str, str], count: int) -> Batch:
     used = {item for batch in batches() for item in batch["ids"]}
-    people = [person for person in _drawn() if person["id"] not in used][:count]
+    fresh = {person["id"]: person for person in _drawn() if person["id"] not in used}
+    people = list(fresh.values())[:count]
     if len(people) < count or not people:
         need = len(used) + max(count, 1)
         said = f"data/personas/training.jsonl: {len(people)} fresh personas, {count} are needed"
@@ -170,13 +171,15 @@ def _drawn() -> Iterator[Persona]:
     yield from iter_records(ROOT / "data/personas/training.jsonl")
 
 
-def _people(ids: Sequence[str]) -> list[Persona]:
+def _people(batch: Batch) -> list[Persona]:
+    """The batch's personas, each still as it was when the batch was frozen."""
     known = {person["id"]: person for person in _drawn()}
-    lost = [item for item in ids if item not in known]
-    if lost:
-        said = f"data/personas/training.jsonl: {lost[0]} is gone, and its batch needs it"
-        raise FinetuneError(f"{said}. Draw the personas again; equal seeds give equal people.")
-    return [known[item] for item in ids]
+    for item in batch["ids"]:
+        if item not in known or canonical_hash(known[item]) != batch["personas"][item]:
+            what = "has changed" if item in known else "is gone"
+            said = f"data/personas/training.jsonl: {item} {what}, and {batch['id']} needs it"
+            raise FinetuneError(f"{said}. Draw the personas again; equal seeds give equal people.")
+    return [known[item] for item in batch["ids"]]
 
 
 def _inputs(project: Any, seed: int) -> dict[str, str]:
@@ -220,15 +223,15 @@ def _event(
     return head | ({"why": list(why)} if why else {})
 
 
-def _catch_up(batch: Batch, candidates: infrastructure.Appender) -> None:
-    """A crash between a transcript and its line in candidates: write the line now."""
+def _catch_up(batch: Batch, candidates: infrastructure.Appender, shard: stage.Shard) -> None:
+    """A crash between a transcript of this part and its line in candidates: write it now."""
     rows = (row for path in sorted((ROOT / "data").glob("candidates*.jsonl"))
             for row in iter_records(path))  # fmt: skip
     told = {row["id"] for row in rows if row.get("batch") == batch["id"]}
     for item in batch["ids"]:
         for fate in ("accepted", "rejected"):
             path = _path(batch, item, fate)
-            if item not in told and path.exists():
+            if stage.in_shard(item, shard) and item not in told and path.exists():
                 found = json.loads(path.read_bytes())
                 why = found.get("cut", {}).get("why", [])
                 real = fate if fate == "rejected" or not why else "truncated"
@@ -258,7 +261,7 @@ def _planned(batch: Batch, todo: Sequence[Persona], project: Any) -> dict[str, A
     return plan | {"next": "finetune estimate   (dollars, with their source)"}
 
 
-def _told(batch: Batch, report: RunReport[Persona, Made]) -> dict[str, Any]:
+def _told(batch: Batch, report: RunReport[Persona, Made], options: Any) -> dict[str, Any]:
     fates = Counter(made.fate for _, made in report.done)
     exchanges = [e for _, made in report.done for e in made.transcript["exchanges"]]
     wrong = sum(bool(exchange["meta"]["violations"]) for exchange in exchanges)
@@ -267,7 +270,9 @@ def _told(batch: Batch, report: RunReport[Persona, Made]) -> dict[str, Any]:
     told |= {"failed": len(report.failed), "left": len(report.pending)}
     told |= {"exchanges": len(exchanges), "with a length violation": wrong}
     again = f"python scripts/generate.py {' '.join(sys.argv[1:])}".strip()
+    alike = (each for each in batches("scale") if each["inputs"] == batch["inputs"])
     done = not (report.failed or report.pending)
+    done = done and (options.count or 0) <= sum(len(each["ids"]) for each in alike)
     return told | {"next": "design/generation_stats.md, then read them" if done else again}
 
 

@@ -1,0 +1,105 @@
+"""Models that misbehave on purpose, for `finetune rehearse`.
+
+Each does what the simulated model of its role does, apart from one fault, drawn by the call's
+scope. Every call and every planted fault is one line of `faulty.log` beside this file, so that what
+was planted can be counted without asking the pipeline.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import simulated  # type: ignore[import-not-found]
+
+from infrastructure import Fault, rng
+
+Messages = Sequence[dict[str, str]]
+
+FOOTER = "\n\nCo-Authored-By: A Coding Agent <noreply@example.com>"
+ECHOED = re.compile(r"In this message the person [^.]+\.")
+GERMAN = (
+    "Das tut mir leid. Bitte ziehen Sie den Stecker, warten Sie eine Minute und versuchen Sie es "
+    "dann noch einmal mit der neuen Patrone."
+)
+CHINESE = "很抱歉给您带来不便。请先把插头拔下来，等一分钟，然后再换上新的滤芯试一次。"  # noqa: RUF001
+STUBBORN = {1: 3, 2: 12, 3: 12, 4: 12, 5: 12}  # number of the person: message that stays spoilt
+LIMITED: set[str] = set()  # the calls that were sent away once
+SECONDS = 0.012  # of a slow call, at most
+
+
+def footer(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Now and then a commit footer; in one message of a conversation it comes each time."""
+    text = _assistant(messages, schema, scope)
+    person, turn = _place(scope)
+    if STUBBORN.get(person) == turn or _now_and_then(scope):
+        _note(scope, "stays" if STUBBORN.get(person) == turn else "footer")
+        return text + FOOTER
+    return text
+
+
+def echo(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """A person who now and then says aloud how they were told to behave."""
+    text = str(simulated.user(messages, schema=schema, scope=scope))
+    told = ECHOED.findall(messages[-1]["content"])
+    if told and _now_and_then(scope):
+        _note(scope, "echo")
+        return f"{told[0]} {text}"
+    return text
+
+
+def language(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Answers one message in German and one in Chinese."""
+    spoken = {(1, 3): GERMAN, (2, 4): CHINESE}.get(_place(scope))
+    if spoken and ".repair-" not in scope:
+        _note(scope, "language")
+        return spoken
+    return _assistant(messages, schema, scope)
+
+
+def storm(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """A third of the calls is sent away once, as a provider does at its rate limit."""
+    if scope not in LIMITED and rng("storm", scope).random() < 1 / 3:
+        LIMITED.add(scope)
+        _note(scope, "limited")
+        raise Fault("rate_limit", "429 Too Many Requests", wait=0.01)
+    _note(scope, "call")
+    return _assistant(messages, schema, scope)
+
+
+async def slow_user(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """The simulated person, slow enough to be killed in the middle."""
+    _note(scope, "call")
+    await asyncio.sleep(SECONDS * rng("slow", scope).random())
+    return str(simulated.user(messages, schema=schema, scope=scope))
+
+
+async def slow_assistant(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """The simulated assistant, slow enough to be killed in the middle."""
+    _note(scope, "call")
+    await asyncio.sleep(SECONDS * rng("slow", scope).random())
+    return _assistant(messages, schema, scope)
+
+
+def _assistant(messages: Messages, schema: Any, scope: str) -> str:
+    return str(simulated.assistant(messages, schema=schema, scope=scope))
+
+
+def _now_and_then(scope: str) -> bool:
+    return ".repair-" not in scope and rng("fault", scope).random() < 0.15
+
+
+def _place(scope: str) -> tuple[int, int]:
+    """The person's number and the message's: `generate/train-00002/t03.assistant` is (2, 3)."""
+    person, turn = scope.split("/")[-2:]
+    return int(person.rpartition("-")[2]), int(turn.partition(".")[0][1:])
+
+
+def _note(scope: str, what: str) -> None:
+    line = json.dumps({"scope": scope, "what": what}) + "\n"
+    log = os.open(Path(__file__).with_name("faulty.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, line.encode())
+    os.close(log)
