@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import infrastructure
 from settings import (
+    Artefact,
     Artefacts,
     Flaw,
     PersonaFile,
@@ -74,7 +75,7 @@ def inspector(artefacts: Artefacts, language: str) -> Inspect:
     """
     known = artefacts.detectors
     active = [(kind, DETECTORS[kind]) for kind in DETECTORS if getattr(known, kind)]
-    searches = [(each, each.search(), _anchors(each.source())) for each in artefacts.patterns]
+    searches = Searches(artefacts.patterns)
     scripts = tuple(artefacts.scripts) or scripts_of(language)
 
     def inspect(side: str, text: str, told: Sequence[str], earlier: Sequence[str]) -> list[str]:
@@ -83,38 +84,52 @@ def inspector(artefacts: Artefacts, language: str) -> Inspect:
             return ["blank: the message has no words"]
         message = Message(side, plain, told, earlier, language, scripts)
         found = [f"{kind}: {said}" for kind, look in active if (said := look(message))]
-        low = "" if _UNEVEN.intersection(plain) else plain.lower()
-        for each, search, anchors in searches:
-            likely = side in each.sides and (not low or _holds(low, anchors))
-            if likely and (hit := search(plain)):
-                found.append(f"{each.kind}: {each.id}: {_quoted(hit[0])}")
-        return found
+        return [*found, *searches.hits(plain, side)]
 
     return inspect
+
+
+class Searches:
+    """All expressions of all patterns, and words of which one has to be there for each to match."""
+
+    def __init__(self, artefacts: Sequence[Artefact]) -> None:
+        pairs = [(each, source) for each in artefacts for source in each.sources()]
+        flags = re.IGNORECASE | re.MULTILINE
+        self.known = [(each, re.compile(source, flags).search) for each, source in pairs]
+        needed = [(word, n) for n, (_, source) in enumerate(pairs) for word in _anchors(source)]
+        self.ascii = [(word, n) for word, n in needed if word.isascii()]
+        self.other = [(word, n) for word, n in needed if not word.isascii()]
+
+    def hits(self, text: str, side: str) -> Iterator[str]:
+        """What each pattern finds first; a pattern of several expressions is named once."""
+        named = ""
+        for number in self._likely(text):
+            artefact, search = self.known[number]
+            hit = search(text) if side in artefact.sides and artefact.id != named else None
+            if hit:
+                named = artefact.id
+                yield f"{artefact.kind}: {named}: {_quoted(hit[0])}"
+
+    def _likely(self, text: str) -> Sequence[int]:
+        """The numbers of the expressions that could match."""
+        if _UNEVEN.intersection(text):
+            return range(len(self.known))
+        low = text.lower()
+        likely = {number for word, number in self.ascii if word in low}
+        if not low.isascii():
+            likely |= {number for word, number in self.other if word in low}
+        return sorted(likely)
 
 
 # Letters that a caseless pattern takes for others although they differ in lower case.
 _UNEVEN = frozenset("\u017f\u212a\u0130\u0131")
 
 
-def _anchors(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words of which a match holds at least one, so that most messages need no search at all:
-    those in ASCII, and the others, which no English message holds. An empty word is in every
-    message: then nothing is known, and the search always runs."""
+def _anchors(source: str) -> set[str]:
+    """Words of which a match holds at least one, so that most messages need no search at all. An
+    empty word is in every message: then nothing is known, and the search always runs."""
     parse = getattr(getattr(re, "_parser", None), "parse", None)  # Python's own, from 3.11 on
-    words = _must_hold(parse(source, re.IGNORECASE | re.MULTILINE)) if parse else set()
-    known = sorted(words or {""}, key=len)
-    return tuple(w for w in known if w.isascii()), tuple(w for w in known if not w.isascii())
-
-
-def _holds(text: str, anchors: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
-    plain, other = anchors
-    if other and not text.isascii() and _holds(text, (other, ())):
-        return True
-    for word in plain:  # noqa: SIM110 - half the time of any(), and this runs for every message
-        if word in text:
-            return True
-    return False
+    return (_must_hold(parse(source, re.IGNORECASE)) if parse else set()) or {""}
 
 
 def _must_hold(parsed: Any) -> set[str]:
@@ -135,7 +150,7 @@ def _must_hold(parsed: Any) -> set[str]:
             inner = [_must_hold(value[-1])]
         options += [set().union(*inner)] if inner and all(inner) else []
     best = max(options, key=_rarity, default=set())
-    return best if best and min(map(len, best)) >= 2 else set()
+    return best if best and _rarity(best) >= 2 else set()
 
 
 def _rarity(words: set[str]) -> int:
@@ -438,6 +453,7 @@ _SENTENCE_END = r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+|\n+"
 _STOP = r"[^\W\d_]{2}[\"')\u300d]?[.!?\u2026\u061f\u06d4\u0964](?=\s)|[\u3002\uff01\uff1f]"
 _LIST_ITEM = r"[ \t]{0,12}(?:[-*\u2022#>|]|\d{1,3}[.)])"
 _GOES_ON = frozenset(",;:-\u2013\u2014/(\u3001\uff0c\uff1b\uff1a\u060c\uff08[{\u201e\u00ab\u300c")
+_ENDS = frozenset(".!?\u2026\u061f\u06d4\u0964\u3002\uff01\uff1f")
 _UNSPACED_STOPS = frozenset(("th", "lo", "km", "my"))  # they end a sentence with a space
 # Words after which something has to follow, whoever writes.
 _DANGLING = {
@@ -469,6 +485,8 @@ def find_cut_end(message: Message) -> str:
     """A reply that stops in the middle. A person may leave out the last stop, but not break off
     after two whole sentences on a word such as "the"."""
     base, last = message.language.lower().split("-")[0], _last_line(message.text)
+    if last[-1:] in _ENDS and "(" not in last:
+        return ""
     stops, reply = len(_re(_STOP).findall(message.text)), message.side == "assistant"
     if not any(map(str.isalnum, last)) or (not reply and stops < 2):
         return ""

@@ -1168,9 +1168,9 @@ class Artefact(Section):
         """A function that finds the first trace in a plain text."""
         return _search(self.pattern, self.any_of, self.phrases)
 
-    def source(self) -> str:
-        """The one expression that `search` uses."""
-        return _source(self.pattern, self.any_of, self.phrases)
+    def sources(self) -> list[str]:
+        """The expressions of which one has to match."""
+        return [self.pattern] if self.pattern else self.any_of or list(map(re.escape, self.phrases))
 
 
 _ONE_KIND = "stands beside a pattern. Keep one of the two."
@@ -1188,12 +1188,8 @@ def _no_expression(at: Place, pattern: str) -> Iterator[Mistake]:
 def _search(
     pattern: str, any_of: list[str], phrases: list[str]
 ) -> Callable[[str], re.Match[str] | None]:
-    source = _source(pattern, any_of, phrases)
+    source = pattern or "|".join(any_of or map(re.escape, phrases))
     return re.compile(source, re.IGNORECASE | re.MULTILINE).search
-
-
-def _source(pattern: str, any_of: list[str], phrases: list[str]) -> str:
-    return pattern or "|".join(any_of or map(re.escape, phrases))
 
 
 def plain_text(text: str) -> str:
