@@ -306,6 +306,70 @@ def control(url: str, load: Spec | None = None) -> Figures:
         return dict(json.load(response))
 
 
+# == simulated conversations, as the stage makes them ==============================================
+
+
+def run_generate(spec: Spec) -> Figures:
+    return asyncio.run(measure_generate(spec))
+
+
+async def measure_generate(spec: Spec) -> Figures:
+    """The support desk's personas through `simulate_conversation`: draws, prompts, lengths, the
+    artefact filter, journal and transcripts, all as the stage does it."""
+    import infrastructure as kernel
+    import simulation
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rules, people = desk(folder, spec["items"], spec["exchanges"])
+        options: Spec = {"base_url": f"{spec['url']}/v1", "concurrency": SLOTS}
+        with kernel.Journal(folder / "journal.jsonl") as journal:
+            model = kernel.get_backend("local", model="m", journal=journal, **options)
+            control(spec["url"], {"size": 300})
+            await kernel.run_all(range(WARM_UP), lambda n: model.complete(f"{n}"), progress=False)
+            control(spec["url"], spec["load"])
+
+            async def work(person: Spec) -> None:
+                fields = {"persona": json.dumps(person)}
+                made = await simulation.simulate_conversation(person, fields, model, model, rules)
+                text = simulation.text_of(made.transcript)
+                kernel.atomic_write(folder / f"{person['id']}.json", text)
+                if len(made.transcript["exchanges"]) != spec["exchanges"]:
+                    raise ValueError(f"{made.fate}: {made.why}")
+
+            with Meter() as meter:
+                report = await kernel.run_all(
+                    people, work, concurrency=spec["items"], progress=False
+                )
+            stats = control(spec["url"])
+            await model.aclose()
+    failed = Counter(str(error)[:60] for _, error in report.failed)
+    lost = spec["items"] - len(report.done)
+    return {"cpu_s": meter.cpu_s, "wall_s": meter.wall_s, "lost": lost, "failed": dict(failed),
+            "history_bytes": 0, "stats": stats}  # fmt: skip
+
+
+def desk(folder: Path, count: int, exchanges: int) -> tuple[Any, list[Spec]]:
+    """Rules and people of the example; everybody writes at length, so that no text is refused."""
+    sys.path.insert(0, str(ROOT / "code/templates/scripts"))
+    import personas
+
+    import curation
+    import settings
+    import simulation
+    from finetune_skills.scaffold import create_project
+
+    answers = {"name": "b", "domain": "d", "language": "en", "hardware": "h", "offline": "true"}
+    create_project(folder / "desk", ROOT, answers, example="support-desk")
+    root = folder / "desk"
+    inspect = curation.inspector(settings.load_artefacts(root), "en")
+    rules = simulation.Rules.of(root, 3, inspect)
+    plan = personas.prepare(settings.load_taxonomy(root), settings.load_persona_template(root))
+    people = list(personas.draw_personas(plan, 1, range(1, count + 1), "training"))
+    style = {"communication_style": "formal", "target_exchanges": exchanges}
+    return rules, [person | style for person in people]
+
+
 # == tokens ========================================================================================
 
 
@@ -540,6 +604,7 @@ def run_import(spec: Spec) -> Figures:
 
 JOBS: dict[str, Callable[[Spec], Figures]] = {
     "calls": run_calls,
+    "generate": run_generate,
     "prefixes": run_prefixes,
     "appends": run_appends,
     "import": run_import,

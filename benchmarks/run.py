@@ -197,6 +197,22 @@ def bench_conversations(bench: Bench) -> Iterator[Row]:
     yield Row("longest history sent, bytes", history, HISTORY_LIMIT, form="{:.0f}")
 
 
+def bench_generate(bench: Bench) -> Iterator[Row]:
+    """200 simulated conversations of ten exchanges, with all that the stage does to each."""
+    spec: Figures = {"job": "generate", "items": 200, "exchanges": 10}
+    spec["load"] = {"latency": LATENCY, "size": 400, "texts": 997}
+    runs = bench.in_turns(
+        {"bare aiohttp": spec | {"job": "calls", "client": "bare:aiohttp"}, "generate": spec}
+    )
+    bare, made = runs.values()
+    limit = math.ceil(made.calls / SLOTS) * LATENCY
+    yield Row("generate: wall / limit", made.over(limit), 1.2)
+    yield Row("generate: CPU s per 1,000 calls", made.cpu, 0.4, form="{:.3f}")
+    yield Row("generate: CPU / bare aiohttp", ratio(made, bare))
+    yield Row("generate: calls", made.calls, 4000, least=True, form="{:.0f}")
+    yield Row("generate: lost", made.lost, 0, form="{:.0f}")
+
+
 def bench_sdks(bench: Bench) -> Iterator[Row]:
     """Each SDK through the kernel, beside the bare SDK."""
     common = {"job": "calls", "items": 1000, "load": {"latency": LATENCY}}
@@ -319,6 +335,7 @@ def bench_imports(bench: Bench) -> Iterator[Row]:
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "calls": bench_calls,
     "conversations": bench_conversations,
+    "generate": bench_generate,
     "sdks": bench_sdks,
     "limits": bench_limits,
     "faults": bench_faults,

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import re
 import sys
 import threading
@@ -702,6 +703,7 @@ class Load:
     share_garbage: float = 0.0  # status 200, half of them a page, half of them torn JSON
     share_empty: float = 0.0  # a well-formed answer without text
     size: int = 300  # characters of an answer's text
+    texts: int = 1  # how many different answers there are, in turns
     seed: int = 0
 
     def fates(self) -> list[tuple[str, float]]:
@@ -788,7 +790,8 @@ class Loaded(Server):
             return connection.transport.abort()
         if fate == "ok":
             self.answered[hash(body)] += 1
-        connection.answer(canned(path, model_in(path, body), fate, self.load))
+        which = self.stats["ok"] % self.load.texts
+        connection.answer(canned(path, model_in(path, body), fate, self.load, which))
 
     def control(self, path: bytes, body: bytes) -> bytes:
         if path == b"/__config":
@@ -826,12 +829,29 @@ def model_in(path: bytes, body: bytes) -> bytes:
     return found[1] if found else b"fake-model"
 
 
-@lru_cache(maxsize=256)
-def canned(path: bytes, model: bytes, fate: str, load: Load) -> bytes:
-    """A whole answer, made once per route, model, fate and load."""
-    filler = "These words stand for the answer of a model. " * (load.size // 40 + 1)
+WORDS = """
+the parcel did not come on monday and my light blinks orange so what should we do now because it
+leaks under the sink please send another valve or tell me how long that takes until friday
+""".split()  # noqa: SIM905
+
+
+def words_of(load: Load, which: int) -> str:
+    """The text of an answer: the same for all, or one of several made of everyday words."""
+    if load.texts == 1:
+        return ("These words stand for the answer of a model. " * (load.size // 40 + 1))[
+            : load.size
+        ]
+    draw, text = random.Random(f"{load.seed}:{which}"), ""
+    while len(text) < load.size:
+        text += f"{' '.join(draw.choices(WORDS, k=9))}. ".capitalize()
+    return text.strip()
+
+
+@lru_cache(maxsize=4096)
+def canned(path: bytes, model: bytes, fate: str, load: Load, which: int = 0) -> bytes:
+    """A whole answer, made once per route, model, fate, load and text."""
     replies = {
-        "ok": Reply(filler[: load.size]),
+        "ok": Reply(words_of(load, which)),
         "limited": rate_limited(load.retry_after or None),
         "error": server_error(500),
         "page": html_page(),

@@ -103,7 +103,7 @@ async def _all(
             pair = (models["user_sim"], models["assistant"])
             made = await simulation.simulate_conversation(persona, fields, *pair, rules)
             made.transcript["provenance"] = about
-            text = json.dumps(made.transcript, ensure_ascii=False, indent=1) + "\n"
+            text = simulation.text_of(made.transcript)
             infrastructure.atomic_write(_path(batch, persona["id"], made.fate), text, 0o644)
             candidates.append(_event(batch, made.transcript, made.fate, made.why))
             return made
