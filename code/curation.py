@@ -9,6 +9,7 @@ Importing it opens nothing.
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -96,9 +97,11 @@ class Searches:
         pairs = [(each, source) for each in artefacts for source in each.sources()]
         flags = re.IGNORECASE | re.MULTILINE
         self.known = [(each, re.compile(source, flags).search) for each, source in pairs]
-        needed = [(word, n) for n, (_, source) in enumerate(pairs) for word in _anchors(source)]
-        self.ascii = [(word, n) for word, n in needed if word.isascii()]
-        self.other = [(word, n) for word, n in needed if not word.isascii()]
+        self.by_pair: dict[str, list[tuple[str, int]]] = {}  # first two letters: words
+        for n, (_, source) in enumerate(pairs):
+            for word in _anchors(source):
+                self.by_pair.setdefault(word[:2], []).append((word, n))
+        self.always = {n for word, n in self.by_pair.pop("", [])}
 
     def hits(self, text: str, side: str) -> Iterator[str]:
         """What each pattern finds first; a pattern of several expressions is named once."""
@@ -115,10 +118,11 @@ class Searches:
         if _UNEVEN.intersection(text):
             return range(len(self.known))
         low = text.lower()
-        likely = {number for word, number in self.ascii if word in low}
+        there = set(map("".join, itertools.pairwise(low)))
         if not low.isascii():
-            likely |= {number for word, number in self.other if word in low}
-        return sorted(likely)
+            there |= set(low)
+        words = (each for pair in there & self.by_pair.keys() for each in self.by_pair[pair])
+        return sorted(self.always.union(number for word, number in words if word in low))
 
 
 # Letters that a caseless pattern takes for others although they differ in lower case.
@@ -363,6 +367,9 @@ def find_language(message: Message) -> str:
     words = _re(_PLAIN_WORD).findall(message.own.lower())
     if not mine or len(words) < _LEAST_WORDS:
         return ""
+    enough, known = max(_LEAST_HITS, 0.2 * len(words)), _languages().keys()
+    if sum(word in known and word not in mine for word in words) < enough:
+        return ""
     count, alien, shared = Counter(words), Counter[str](), Counter[str]()
     several = Counter[str]()  # how many different words speak for a language
     for word in count.keys() & _languages().keys():
@@ -372,8 +379,7 @@ def find_language(message: Message) -> str:
     native = sum(count[word] for word in count.keys() & mine)
     for language, hits in sorted(alien.items()):
         own = native - shared[language]
-        enough = hits >= max(_LEAST_HITS, 0.2 * len(words)) and hits >= 3 * own
-        if enough and several[language] >= 3:
+        if hits >= enough and hits >= 3 * own and several[language] >= 3:
             return f"looks like {language}: {_quoted(message.own)}"
     return ""
 
@@ -401,10 +407,6 @@ def _runs(text: str, length: int) -> frozenset[int]:
     return frozenset(map(hash, _in_a_row(_tokens(plain_text(text)), length)))
 
 
-_runs_of_a_prompt = functools.lru_cache(512)(_runs)  # the same text for a whole conversation
-_PROMPT = 1_000  # characters from which a text is kept
-
-
 def _in_a_row(tokens: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
     length = 2 * length if 4 * _size(tokens) < 3 * len(tokens) else length
     return zip(*(tokens[start:] for start in range(length)), strict=False)
@@ -413,13 +415,27 @@ def _in_a_row(tokens: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 def find_instruction_echo(message: Message) -> str:
     """Words in a row that stand in what this side was told."""
     length = _ECHO.get(message.side, 12)
-    kinds = ((_runs, _runs_of_a_prompt)[len(text) > _PROMPT] for text in message.told)
-    told = [runs(text, length) for runs, text in zip(kinds, message.told, strict=True)]
-    mine = {hash(run): run for run in _in_a_row(message.tokens, length)}
-    if all(known.isdisjoint(mine) for known in told):
+    told = [(_joined_prompt if len(text) > _PROMPT else _joined)(text) for text in message.told]
+    if not any(_shares_three_words(message.tokens, text, length) for text in told):
         return ""
-    run = next(run for number, run in mine.items() if any(number in known for known in told))
-    return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}"
+    mine, told_runs = list(_in_a_row(message.tokens, length)), [_runs(t, length) for t in told]
+    run = next((run for run in mine if any(hash(run) in known for known in told_runs)), ())
+    return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}" if run else ""
+
+
+def _joined(text: str) -> str:
+    return f" {' '.join(_tokens(plain_text(text)))} "
+
+
+_joined_prompt = functools.lru_cache(512)(_joined)  # the same text for a whole conversation
+_PROMPT = 1_000  # characters from which a text is kept
+
+
+def _shares_three_words(tokens: Sequence[str], told: str, length: int) -> bool:
+    """A quick look before the exact one: a run of so many words holds three that begin at one of
+    these places, wherever it stands."""
+    places = range(0, len(tokens) - 2, max(1, length - 3))
+    return any(f" {' '.join(tokens[n : n + 3])} " in told for n in places)
 
 
 def find_repeat(message: Message) -> str:
@@ -428,7 +444,10 @@ def find_repeat(message: Message) -> str:
         return ""
     if any(_alike(message.text, message.tokens, old) for old in message.earlier):
         return f"an earlier message: {_quoted(message.text)}"
-    sentences = Counter(map(str.strip, _re(_SENTENCE_END).split(message.own.lower())))
+    parts = list(map(str.strip, _re(_SENTENCE_END).split(message.own.lower())))
+    if len(set(parts)) == len(parts):
+        return ""
+    sentences = Counter(parts)
     loop, times = max(sentences.items(), key=lambda each: each[1] * (len(each[0]) >= 12))
     many = times >= 3 and 2 * times * len(loop) > len(message.own)
     return f"{times} times in one message: {_quoted(loop)}" if many else ""

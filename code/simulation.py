@@ -209,8 +209,8 @@ def messages_for_person(
 ) -> list[Message]:
     """The history from the person's side: the assistant speaks as `user`. What is only for this
     message stands at the end of the last one."""
-    known = {**fields, "domain": rules.project.domain, "language": rules.project.language}
-    messages = [_message("system", _filled(rules.simulator["System"], known))]
+    known = (*fields.items(), *_about(rules))
+    messages = [_message("system", _system(rules.simulator["System"], known))]
     heard = OPENING
     for exchange in talk:
         messages += [_message("user", heard), _message("assistant", exchange["user"])]
@@ -237,13 +237,22 @@ def messages_for_assistant(
     talk: Sequence[Mapping[str, Any]], user: str, rules: Rules
 ) -> list[Message]:
     """What the assistant sees: its prompt and the words that were really said, nothing else."""
-    known = {"domain": rules.project.domain, "language": rules.project.language}
-    system = rules.system or _filled(rules.assistant["System"], known)
+    system = rules.system or _system(rules.assistant["System"], _about(rules))
     messages = [_message("system", system)]
     for exchange in talk:
         messages += [_message("user", exchange["user"])]
         messages += [_message("assistant", exchange["assistant"])]
     return [*messages, _message("user", user)]
+
+
+def _about(rules: Rules) -> tuple[tuple[str, str], ...]:
+    return (("domain", rules.project.domain), ("language", rules.project.language))
+
+
+@functools.lru_cache(4096)
+def _system(section: str, known: tuple[tuple[str, str], ...]) -> str:
+    """A system prompt, filled once for a conversation."""
+    return _filled(section, dict(known))
 
 
 def _message(role: str, content: object) -> Message:

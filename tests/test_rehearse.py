@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from children import CODE, child
-from designs import edit
 from finetune_skills import rehearse as r
 
 FAULTS = {fault.name: fault for fault in r.FAULTS}
@@ -67,8 +66,10 @@ def test_the_kept_project_holds_what_was_made_and_nothing_that_was_planted(
 
 def test_a_footer_that_nobody_looks_for_is_a_miss(done: r.Rehearsal) -> None:
     place = done.copy("blind")
-    edit(place / "config/artefacts.yaml", "Co-Authored-By:", "Never-Written-By:")
-    edit(place / "config/artefacts.yaml", "Co-Authored-By: somebody", "Never-Written-By: me")
+    known = (place / "config/artefacts.yaml").read_text("utf-8")
+    head, rest = known.split("\npatterns:\n")
+    after = rest[rest.index("\noverused_phrases:") :] if "\noverused_phrases:" in rest else ""
+    (place / "config/artefacts.yaml").write_text(f"{head}\npatterns: []\n{after}", "utf-8")
     with pytest.raises(r.Missed, match="leaked into train-"):
         r.footers(done, place)
 
