@@ -836,6 +836,8 @@ def _observed(transcript: Mapping[str, Any], fate: str, known: _Known) -> Iterat
     yield ("exchanges",), len(transcript["exchanges"])
     yield from ((("mark", mark), 1) for mark in ("simulated", "trial") if about.get(mark))
     yield from ((("reason", fate, _kind(str(why))), 1) for why in _cut(transcript).get("why", ()))
+    for side, found in dict(_cut(transcript).get("found") or {}).items():
+        yield from ((("found", side, _kind(str(each))), 1) for each in found)
     yield from ((("model", *pair), 1) for pair in dict(about.get("models") or {}).items())
     yield from _paid(transcript)
     for exchange in transcript["exchanges"]:

@@ -123,12 +123,14 @@ async def simulate_conversation(
     name = transcript_id or str(persona["id"])
     talk = _Talk(persona, fields, rules, f"{scope}/{name}")
     models = {"user": _Voice(user_model), "assistant": _Voice(assistant_model)}
-    why: list[str] = []
+    why, thrown = list[str](), dict[str, list[str]]()
     for turn in plan(persona, rules):
         user = await talk.person(models["user"], turn)
         reply = await talk.answer(models["assistant"], turn, user) if not user.wrong else None
         why = user.wrong if reply is None else reply.wrong
         if reply is None or why:
+            sides = {"user": user, "assistant": reply}
+            thrown = {side: said.found for side, said in sides.items() if said and said.found}
             break
         talk.exchanges.append(talk.exchange(turn, user, reply))
     early = bool(talk.exchanges) and len(talk.exchanges) < int(persona["target_exchanges"])
@@ -137,7 +139,7 @@ async def simulate_conversation(
     if not why:
         return Made(transcript, "accepted")
     at = len(talk.exchanges)
-    transcript["cut"] = {"after": at, "why": why}
+    transcript["cut"] = {"after": at, "why": why, "found": thrown}
     enough = at >= rules.project.limits.min_exchanges
     return Made(transcript, "truncated" if enough else "rejected", tuple(why))
 

@@ -334,7 +334,8 @@ def test_a_conversation_is_cut_where_it_stays_spoilt_if_enough_of_it_remains(
     made = talk(rules, Voice(FEW), Voice(FEW, **BOTH), persona(root, target_exchanges=14))
     assert (made.fate, made.why) == ("truncated", ("tool_footer: BAD",))
     assert (len(made.transcript["exchanges"]), made.transcript["ended"]) == (11, "error")
-    assert made.transcript["cut"] == {"after": 11, "why": ["tool_footer: BAD"]}
+    thrown = {"assistant": ["tool_footer: BAD"]}
+    assert made.transcript["cut"] == {"after": 11, "why": ["tool_footer: BAD"], "found": thrown}
     assert "BAD" not in str(made.transcript["exchanges"])
 
 

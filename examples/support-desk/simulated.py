@@ -483,9 +483,10 @@ def _assistant(skill: float, messages: Messages, scope: str) -> str:
     if short and len(messages) > 2:
         return _shortened(messages[-2]["content"], int(short[1]))
     said, room = messages[-1]["content"], count_words(messages[-1]["content"])
-    lines = list(_content(said, chance, skill))
+    heard = " ".join(each["content"] for each in messages if each["role"] == "assistant")
+    lines = list(_content(said, heard, chance, skill))
     if len(messages) > 4 and chance.random() < 0.5 * skill:
-        lines.insert(1, _one(FOLLOW_UPS, chance))
+        lines.insert(1, _new(FOLLOW_UPS, heard, chance))
     if chance.random() > skill:
         lines.insert(0, STOCK)
     if chance.random() > skill:
@@ -496,16 +497,24 @@ def _assistant(skill: float, messages: Messages, scope: str) -> str:
     return _shortened(" ".join(lines), max(25, int(1.5 * room)))
 
 
-def _content(said: str, chance: Any, skill: float) -> Any:
+def _new(options: Sequence[str], heard: str, chance: Any) -> str:
+    """A line that was not said yet, while there is one."""
+    return _one([line for line in options if line not in heard] or options, chance)
+
+
+def _content(said: str, heard: str, chance: Any, skill: float) -> Any:
     """One line for each topic of the message, danger first, as far as the skill goes."""
     low = said.lower()
     topics = [entry for entry in ANSWERS if any(word in low for word in entry[0])]
     if not topics:
-        yield _one(UNSURE, chance)
+        yield _new(UNSURE, heard, chance)
     kept = [entry for entry in topics[:3] if chance.random() < 0.6 + 0.4 * skill] or topics[:1]
     if chance.random() > skill:
         kept.reverse()
-    yield from (_one(lines, chance) for _, lines in kept)
+    new = [entry for entry in kept if any(line not in heard for line in entry[1])]
+    yield from (_new(lines, heard, chance) for _, lines in new or kept)
+    if kept and not new:  # all has been said: ask, as a person at a desk would
+        yield _new(UNSURE, heard, chance)
 
 
 def _shortened(text: str, most: int) -> str:

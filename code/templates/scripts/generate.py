@@ -131,7 +131,8 @@ def the_batch(kind: str, inputs: Mapping[str, str], options: Any) -> Batch:
     if begun or (alike and wanted <= 0):
         batch: Batch = (begun or alike)[0 if begun else -1]
         return batch | {"people": _people(batch)}
-    return _next(kind, len(known) + 1, inputs, wanted)
+    last = max((int(each["id"].rpartition("-")[2]) for each in known), default=0)
+    return _next(kind, last + 1, inputs, wanted)
 
 
 def batches(kind: str = "") -> Iterator[Batch]:
@@ -190,10 +191,17 @@ def _inputs(project: Any, seed: int) -> dict[str, str]:
     for role in ("user_sim", "assistant"):
         spec, own = settings.backend_arguments(stage.decided(project, role))
         own = {name: own[name] for name in ("parameters", "max_tokens") if name in own}
-        found[role] = canonical_hash([spec, own])
+        found[role] = canonical_hash([spec, own, _source(spec)])
     code = (simulation.__file__, curation.__file__, __file__)
     found["code"] = canonical_hash([infrastructure.file_hash(path) for path in code])
     return {name: value[:16] for name, value in found.items()} | {"seed": str(seed)}
+
+
+def _source(spec: str) -> str:
+    """The text behind a `python:` model, so that an edited one begins a new batch."""
+    kind, _, place = spec.partition(":")
+    path = ROOT / f"{place.partition(':')[0].replace('.', '/')}.py"
+    return infrastructure.file_hash(path) if kind == "python" and path.is_file() else ""
 
 
 # ── one transcript on disk ────────────────────────────────────────────────────────────────────────
