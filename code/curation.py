@@ -425,27 +425,27 @@ def _in_a_row(tokens: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 def find_instruction_echo(message: Message) -> str:
     """Words in a row that stand in what this side was told."""
     length = _ECHO.get(message.side, 12)
-    told = [(_joined_prompt if len(text) > _PROMPT else _joined)(text) for text in message.told]
-    if not any(_shares_three_words(message.tokens, text, length) for text in told):
+    told = [(_threes_of_a_prompt if len(t) > _PROMPT else _threes)(t) for t in message.told]
+    step = max(1, length - 3)  # a run of so many words holds three that begin at such a place
+    threes = _in_threes(message.tokens)[::step]
+    if all(known.isdisjoint(threes) for known in told):
         return ""
-    mine, told_runs = list(_in_a_row(message.tokens, length)), [_runs(t, length) for t in told]
-    run = next((run for run in mine if any(hash(run) in known for known in told_runs)), ())
+    runs = [_runs(text, length) for text in message.told]
+    mine = _in_a_row(message.tokens, length)
+    run = next((run for run in mine if any(hash(run) in known for known in runs)), ())
     return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}" if run else ""
 
 
-def _joined(text: str) -> str:
-    return f" {' '.join(_tokens(plain_text(text)))} "
+def _in_threes(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
+    return list(zip(tokens, tokens[1:], tokens[2:], strict=False))
 
 
-_joined_prompt = functools.lru_cache(512)(_joined)  # the same text for a whole conversation
+def _threes(text: str) -> frozenset[tuple[str, str, str]]:
+    return frozenset(_in_threes(_tokens(plain_text(text))))
+
+
+_threes_of_a_prompt = functools.lru_cache(512)(_threes)  # the same for a whole conversation
 _PROMPT = 1_000  # characters from which a text is kept
-
-
-def _shares_three_words(tokens: Sequence[str], told: str, length: int) -> bool:
-    """A quick look before the exact one: a run of so many words holds three that begin at one of
-    these places, wherever it stands."""
-    places = range(0, len(tokens) - 2, max(1, length - 3))
-    return any(f" {' '.join(tokens[n : n + 3])} " in told for n in places)
 
 
 def find_repeat(message: Message) -> str:

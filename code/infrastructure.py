@@ -2314,7 +2314,8 @@ def count_words(text: str) -> int:
     """Words, also in scripts without spaces."""
     run_on = sum(math.ceil(len(run) / 4) for run in RUN_ON.findall(text))
     rest = RUN_ON.sub(" ", SIGNS.sub(" ", text)).split()
-    return len(SIGNS.findall(text)) + run_on + sum(any(map(str.isalnum, word)) for word in rest)
+    spaced = sum(word.isalnum() or any(map(str.isalnum, word)) for word in rest)
+    return len(SIGNS.findall(text)) + run_on + spaced
 
 
 def compute_length_stats(pairs: Iterable[Any]) -> dict[str, Any]:
@@ -2423,8 +2424,7 @@ def _by_majority(rubric: Rubric, verdicts: Sequence[AssessmentResult]) -> Assess
 
 # ══ 7 Project ═════════════════════════════════════════════════════════════════════════════════════
 
-MAX_YAML = 5_000_000  # bytes
-LARGE_FILE = 10_000_000  # bytes: from here on a hash is worth keeping
+MAX_YAML, LARGE_FILE = 5_000_000, 10_000_000  # bytes; from the second on a hash is worth keeping
 PEOPLE_GATES = frozenset({"baseline", "pilot", "confirm", "evaluation", "ship"})
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
