@@ -41,7 +41,7 @@ faults: $(VENV)/.installed ## the fault bench: kills, full disks, broken servers
 
 coverage: $(VENV)/.installed ## the fast suite with a floor for each kind of code
 	$(VENV)/bin/python -m coverage erase
-	$(VENV)/bin/python -m coverage run -m pytest -q -m "$(FAST)"
+	$(VENV)/bin/python -m coverage run -m pytest -q -n auto --dist loadfile -m "$(FAST)"
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage json -q -o .coverage.json
 	$(VENV)/bin/python tests/coverage_floors.py .coverage.json
