@@ -1495,20 +1495,29 @@ def load_system_prompt(root: str | Path) -> str:
     """`config/system-prompt.md`: its fenced block if it has one, else the whole file."""
     shown = "config/system-prompt.md"
     text = _text_of(Path(root) / shown, shown, MAX_BYTES).replace("\r\n", "\n")
-    fences = FENCE.findall(text)
-    prompt = (fences[0][1] if fences else text).strip()
-    said = ""
+    fences = list(FENCE.finditer(text))
+    prompt = (fences[0][2] if fences else text).strip()
+    for place, said in _wrong_in_system_prompt(text, fences, prompt):
+        line = text.count("\n", 0, place) + 1
+        raise SettingsError([Finding(shown, line, "", said)])
+    return prompt
+
+
+def _wrong_in_system_prompt(
+    text: str, fences: list[re.Match[str]], prompt: str
+) -> Iterator[tuple[int, str]]:
+    """Where in the file, and what."""
+    opened = re.search(r"^(```|~~~)", text, re.MULTILINE)
+    blank = BLANK.search(text, fences[0].start() if fences else 0)
     if len(fences) > 1:
         said = f"has {len(fences)} fenced blocks. Keep one: it is the prompt."
-    elif not fences and re.search(r"^(```|~~~)", text, re.MULTILINE):
-        said = "has a fenced block that does not end. Close it."
+        yield fences[1].start(), said
+    elif opened and not fences:
+        yield opened.start(), "has a fenced block that does not end. Close it."
     elif not prompt:
-        said = "is empty. Write what the trained model will be told."
-    elif BLANK.search(prompt):
-        said = "has a placeholder. Nothing fills it: write the text out."
-    if said:
-        raise SettingsError([Finding(shown, 0, "", said)])
-    return prompt
+        yield 0, "is empty. Write what the trained model will be told."
+    elif BLANK.search(prompt) and blank:
+        yield blank.start(), "has a placeholder. Nothing fills it: write the text out."
 
 
 SCHEMAS: dict[str, type[Section]] = {

@@ -244,7 +244,8 @@ RUBRIC: dict[str, Planted] = {
         "from 0 to 1",
     ),
     "no safety gate": (
-        "rubric", R, "safety_gates: [S1, S2, S3]", "safety_gates: []", "", "no safety gate",
+        "rubric", R, "safety_gates: [S1, S2, S3]", "safety_gates: []", "safety_gates:",
+        "no safety gate",
     ),
     "the same question twice": (
         "rubric", R, "question: Where something has to be done by Tarn or by a plumber, does the "
@@ -254,7 +255,8 @@ RUBRIC: dict[str, Planted] = {
     ),
     "examples of one side only": (
         "rubric", R, "      - type: FAIL\n        context: Nice box",
-        "      - type: PASS\n        context: Nice box", "", "no example is a FAIL",
+        "      - type: PASS\n        context: Nice box", "calibration_examples: ##3",
+        "no example is a FAIL",
     ),
     "a misspelt key": (
         "rubric", R, "    min_turns: 3\n", "    min_turn: 3\n", "min_turn:",
@@ -369,14 +371,15 @@ PROMPTS: dict[str, Planted] = {
         '"30 %" is a number',
     ),
     "a placeholder in the system prompt": (
-        "prompts", SYSTEM, "You answer customers", "You answer {{who}}", "", "has a placeholder",
+        "prompts", SYSTEM, "You answer customers", "You answer {{who}}", "{{who}}",
+        "has a placeholder",
     ),
     "two prompts in one file": (
-        "prompts", SYSTEM, "# System prompt\n", "# System prompt\n\n```\nx\n```\n", "",
+        "prompts", SYSTEM, "# System prompt\n", "# System prompt\n\n```\nx\n```\n", "``` ##3",
         "has 2 fenced blocks",
     ),
     "a fenced block without its end": (
-        "prompts", SYSTEM, "orders.\n```\n", "orders.\n", "", "does not end",
+        "prompts", SYSTEM, "orders.\n```\n", "orders.\n", "```", "does not end",
     ),
 }
 CRITICS: dict[str, Planted] = {
