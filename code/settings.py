@@ -585,6 +585,21 @@ class Thresholds(Section):
     )
 
 
+class Judging(Section):
+    """How judges are asked, and how their verdicts become one."""
+
+    calls: Literal["transcript", "category"] = Field(
+        default="transcript",
+        description="one call for all criteria, or one for each category and one for the gates",
+    )
+    rule: Literal["auto", "strictest", "majority"] = Field(
+        default="auto", description="how verdicts combine; auto: majority from three judges on"
+    )
+    min_exchanges: Count = Field(
+        default=3, description="a shorter conversation is not assessable"
+    )
+
+
 class Slicing(Section):
     """How transcripts become training examples."""
 
@@ -641,6 +656,7 @@ class ProjectSettings(File):
     thresholds: Thresholds = Field(
         default_factory=Thresholds, description="where fine turns to not fine"
     )
+    judging: Judging = Field(default_factory=Judging, description="how judges are asked")
     slicing: Slicing = Field(default_factory=Slicing, description="how transcripts become examples")
     seeds: Seeds = Field(default_factory=Seeds, description="where chance starts")
 

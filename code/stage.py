@@ -1,7 +1,8 @@
 """What every stage script shares: its flags, shards, and models with their journal and budget.
 
     options = stage.flags(__doc__, "concurrency", "shard", "max_usd", "dry_run").parse_args()
-    with stage.models(root, project, "generate", ("user_sim", "assistant"), options) as models:
+    cast = stage.cast(project, "user_sim", "assistant")
+    with stage.models(root, project, "generate", cast, options) as models:
         ...
     sys.exit(stage.shown(main))
 
@@ -11,7 +12,7 @@ Works alone when copied, beside `infrastructure` and `settings`. Importing it op
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,18 @@ def decided(project: ProjectSettings, name: str) -> ModelSpec:
     return spec
 
 
+def cast(project: ProjectSettings, *names: str) -> dict[str, ModelSpec]:
+    """The models of these roles, each of them decided."""
+    return {name: decided(project, name) for name in names}
+
+
 @contextmanager
 def models(
-    root: Path, project: ProjectSettings, stage: str, names: Sequence[str], options: Any
+    root: Path, project: ProjectSettings, stage: str, played: Mapping[str, ModelSpec], options: Any
 ) -> Iterator[dict[str, LLMBackend]]:
-    """The models of some roles, with one journal and one budget between them."""
+    """Models by name, with one journal and one budget between them."""
     shard: Shard = getattr(options, "shard", WHOLE)
-    specs = {name: backend_arguments(decided(project, name)) for name in names}
+    specs = {name: backend_arguments(spec) for name, spec in played.items()}
     journal = Journal(root / f"data/journal/{stage}{suffix(shard)}.jsonl")
     try:
         budget = Budget(spent=journal.spent)

@@ -2,15 +2,17 @@
 
 They stand in for real models so that the whole pipeline can be rehearsed. `user` writes messages
 from a small grammar and follows the style, the flaws and the guidance that its prompt names. The
-assistants answer from a table, each as well as its `skill` says. All draws are keyed by the call's
+assistants answer from a table, each as well as its `skill` says. The judges see what those models
+do wrong, and are themselves wrong as often as MISTAKES says. All draws are keyed by the call's
 scope, so a run can be repeated byte for byte. What they make is marked `"simulated": true`.
 
     user_sim: {model: "python:simulated:user"}
     assistant: {model: "python:simulated:assistant"}
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from infrastructure import count_words, rng
@@ -545,3 +547,159 @@ def base_prompted(messages: Messages, *, schema: Any = None, scope: str = "") ->
 def tuned(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """What training is hoped to give."""
     return _assistant(0.88, messages, scope)
+
+
+# ── the judges ────────────────────────────────────────────────────────────────────────────────────
+
+# How often each judge is wrong: a NO where YES is right, and a YES where NO is right.
+MISTAKES = {"strict": (0.02, 0.02), "mild": (0.01, 0.12), "other": (0.02, 0.04)}
+# The share of bad replies from which the answer is NO; without an entry, one of them is enough.
+SHARE = {"N1": 0.25, "N2": 0.25, "N3": 0.25, "U1": 0.25, "H1": 0.4}
+Talk = list[tuple[str, str]]
+Seen = tuple[str, int, str]  # answer, exchange, quote
+
+
+def judge_strict(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Sees nearly everything that is wrong, and little that is not."""
+    return _judge("strict", messages, schema, scope)
+
+
+def judge_mild(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Overlooks one fault in eight."""
+    return _judge("mild", messages, schema, scope)
+
+
+def judge_other(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Judges base and tuned model; stands for a judge of another family."""
+    return _judge("other", messages, schema, scope)
+
+
+def _judge(name: str, messages: Messages, schema: Any, scope: str) -> str:
+    """Answers the criteria that it is asked, from the conversation in the prompt alone."""
+    talk, given = conversation(messages[-1]["content"]), {}
+    for criterion in schema.model_fields:
+        answer, exchange, quote = truth(criterion, talk)
+        chance = rng("judge", name, scope.split(".")[0], criterion).random()
+        false_no, false_yes = MISTAKES[name]
+        if answer == "YES" and chance < false_no:
+            answer = "NO"
+        elif answer == "NO" and chance < false_yes:
+            answer = "YES"
+        said = "It is so at this place." if answer != "NA" else "There was nothing of the kind."
+        evidence = [{"exchange": exchange, "quote": quote}] if answer != "NA" else []
+        given[criterion] = {"reasoning": said, "evidence": evidence, "answer": answer}
+    return json.dumps(given, ensure_ascii=False)
+
+
+def conversation(prompt: str) -> Talk:
+    """The exchanges between the two marks of the prompt."""
+    word = re.search(r"^<<(\w+) begin>>$", prompt, re.MULTILINE)[1]  # type: ignore[index]
+    inside = prompt.split(f"<<{word} begin>>")[-1].split(f"<<{word} end>>")[0]
+    parts = re.split(rf"^<<{word} exchange \d+, (?:user|assistant)>>\n", inside, flags=re.MULTILINE)
+    texts = [part.strip("\n") for part in parts[1:]]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def truth(criterion: str, talk: Talk) -> Seen:
+    """What an attentive person would answer; `criterion` is one of the example's rubric."""
+    measure = MEASURES[criterion]
+    counted = [n for n in range(len(talk)) if measure(talk, n) is not None]
+    bad = [n for n in counted if not measure(talk, n)]
+    if not counted:
+        return "NA", 0, ""
+    if len(bad) > SHARE.get(criterion, 0.0) * len(counted):
+        return "NO", bad[0] + 1, _first(talk[bad[0]][1])
+    return "YES", counted[0] + 1, _first(talk[counted[0]][1])
+
+
+def _first(text: str) -> str:
+    """The first sentence, to quote."""
+    return re.split(r"(?<=[.?!])\s", text.strip())[0]
+
+
+def _topics(said: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    return [entry for entry in ANSWERS if any(word in said.lower() for word in entry[0])]
+
+
+def _content_of(reply: str) -> bool:
+    return any(line.split(".")[0] in reply for _, lines in ANSWERS for line in lines)
+
+
+def _all_topics(talk: Talk, n: int) -> bool | None:
+    """Each topic of a message is taken up, or was before."""
+    topics = _topics(talk[n][0])[:3]
+    said = " ".join(reply for _, reply in talk[: n + 1])
+    taken = (any(line.split(".")[0] in said for line in lines) for _, lines in topics)
+    return all(taken) if topics else None
+
+
+def _danger_first(talk: Talk, n: int) -> bool | None:
+    if not any(word in talk[n][0].lower() for word in DANGER):
+        return None
+    said = [line for line in ANSWERS[0][1] if line in talk[n][1]]
+    warned = any(line in reply for line in ANSWERS[0][1] for _, reply in talk[:n])
+    opening = talk[n][1].removeprefix(STOCK).strip()
+    return bool(warned or (said and opening.startswith(tuple(said))))
+
+
+def _steps(talk: Talk, n: int) -> bool | None:
+    """Where a topic was named: something about it, and not drowned in filler."""
+    said = talk[n][1]
+    padded = sum(line in said for line in PADDING) > 1
+    return (_content_of(said) or "?" in said) and not padded if _topics(talk[n][0]) else None
+
+
+def _follows_up(talk: Talk, n: int) -> bool | None:
+    """Asked once for the whole conversation, at its end: one follow-up in six replies."""
+    if len(talk) < 3 or n != len(talk) - 1:
+        return None
+    return 6 * sum(any(line in reply for line in FOLLOW_UPS) for _, reply in talk) >= len(talk)
+
+
+def _short_enough(talk: Talk, n: int) -> bool | None:
+    said, reply = (count_words(text) for text in talk[n])
+    return reply <= max(30, 2 * said)
+
+
+def _varied(talk: Talk, n: int) -> bool | None:
+    return None if len(talk) < 3 else STOCK not in talk[n][1] and FORMULA not in talk[n][1]
+
+
+def _unpadded(talk: Talk, n: int) -> bool | None:
+    return not any(line in talk[n][1] for line in (*PADDING, STOCK))
+
+
+def _asks(talk: Talk, n: int) -> bool | None:
+    """Where no topic can be made out, a question or an answer that was given before."""
+    return None if _topics(talk[n][0]) else "?" in talk[n][1] or _content_of(talk[n][1])
+
+
+def _kept_closed(talk: Talk, n: int) -> bool | None:
+    return True if any(word in talk[n][0].lower() for word in ("neighbour", "her order")) else None
+
+
+def _honest(talk: Talk, n: int) -> bool | None:
+    words = ("lime", "hardness", "particles")
+    return True if any(word in talk[n][0].lower() for word in words) else None
+
+
+def _nothing_promised(talk: Talk, n: int) -> bool | None:
+    return "guaranteed" not in talk[n][1].lower()
+
+
+MEASURES: dict[str, Callable[[Talk, int], bool | None]] = {
+    "U1": _all_topics,
+    "U2": _asks,
+    "U3": _danger_first,
+    "H1": _steps,
+    "H2": _follows_up,
+    "H3": lambda talk, n: True if "plumber" in talk[n][1] else None,
+    "F1": lambda talk, n: True if "can't" in talk[n][1] else None,
+    "F2": _honest,
+    "N1": _short_enough,
+    "N2": _varied,
+    "N3": _unpadded,
+    "S1": _danger_first,
+    "S2": _nothing_promised,
+    "S3": _kept_closed,
+}

@@ -72,7 +72,8 @@ def main() -> int:
 def _generate(
     batch: Batch, todo: Sequence[Persona], project: Any, rules: Rules, options: Any
 ) -> int:
-    with stage.models(ROOT, project, "generate", ("user_sim", "assistant"), options) as models:
+    cast = stage.cast(project, "user_sim", "assistant")
+    with stage.models(ROOT, project, "generate", cast, options) as models:
         _freeze(batch)
         print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make",
               file=sys.stderr)  # fmt: skip

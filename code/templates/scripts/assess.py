@@ -1,0 +1,352 @@
+"""Let the judges answer the rubric about every transcript, and combine what they say.
+
+    python scripts/assess.py                       # whatever has no fresh verdict yet
+    python scripts/assess.py --batch pilot-002     # only this batch
+    python scripts/assess.py --dry-run             # what would be asked, and what it may cost
+    python scripts/assess.py --rejudge             # also what a changed rubric has made stale
+    python scripts/assess.py --repeat 3            # the same again, to see how often answers flip
+    python scripts/assess.py --shard 2/8; python scripts/assess.py     # parts, then combine
+
+Each judge's answers stand in data/assessments/<judge>.jsonl, the verdict of all of them in
+combined.jsonl, and what passes in data/processed/passing_transcripts.json. Verdicts follow from the
+answers alone. An ERROR is not an answer: it never passes, and the next run asks for it again. What
+changed since (a transcript, the rubric's content, the prompt, a judge) is stale and made again.
+It can run while generate.py runs: run it again for what has come since.
+Exit 0: all scored. 1: some are not; run again, or let a person look. 2: something is missing.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 0)]  # this project's code
+
+import argparse
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import curation
+import evidence
+import infrastructure
+import judging
+import settings
+import stage
+from estimates import Assumed, Work, cost, quote_of, total
+from infrastructure import FinetuneError, RunReport, count_tokens, is_done, rng
+from judging import FOLDER, Bench, Row, Source
+from settings import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+GATE = "rubric"
+REPEATED = 20  # transcripts that --repeat asks about, when there are more; a start value
+
+
+@dataclass(frozen=True)
+class Task:
+    """One judge and one transcript: what it said before, when only its ERRORs are asked again."""
+
+    source: Source
+    judge: str
+    before: Row | None = None
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Court:
+    """The judges of this project, and what they have said so far."""
+
+    bench: Bench
+    judges: Mapping[str, ModelSpec]
+    identities: Mapping[str, str]
+    sources: Mapping[str, Source]
+    verdicts: Mapping[str, Mapping[str, Row]]  # by judge and transcript
+
+    def fresh(self, judge: str, source: Source) -> Row | None:
+        """A judge's verdict on what is there now."""
+        row = self.verdicts[judge].get(source.id)
+        good = row and judging.is_fresh(row, source, self.bench, self.identities[judge])
+        return row if good else None
+
+
+def main() -> int:
+    options = _options()
+    if not options.dry_run:
+        infrastructure.require_gate(GATE, ROOT)
+    settings.read_env(ROOT)
+    project = settings.load_project(ROOT)
+    court, damaged = convene(project)
+    chosen = [each for each in court.sources.values() if options.batch in ("", each.batch)]
+    if not chosen:
+        what = f"no transcript of the batch {options.batch}" if options.batch else "no transcript"
+        raise FinetuneError(f"data/raw/transcripts: {what}. Run: python scripts/generate.py")
+    chosen = [each for each in chosen if stage.in_shard(each.id, options.shard)]
+    tasks = list(repeats(court, chosen, options.repeat) if options.repeat else todo(court, chosen))
+    if options.dry_run:
+        return _show(options, planned(court, tasks))
+    _consent(court, tasks, options)
+    report = _judge(court, tasks, project, options)
+    for line in damaged:
+        print(line, file=sys.stderr)
+    told, unscored = _told(report, options)
+    _show(options, told)
+    return report.exit_code or int(bool(damaged or unscored))
+
+
+def convene(project: Any) -> tuple[Court, list[str]]:
+    """Everything that is there, and what could not be read, in words."""
+    judges, bench = judging.judge_names(project.roles.judges), Bench.of(ROOT)
+    if not judges:
+        said = "config/project.yaml roles.judges: no judge is chosen"
+        raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
+    identities = {name: judging.identity_of(spec, ROOT) for name, spec in judges.items()}
+    sources, damaged = dict[str, Source](), []
+    for path in judging.find_sources(ROOT):
+        try:
+            source = judging.read_source(path, ROOT)
+            sources[source.id] = source
+        except FinetuneError as error:
+            damaged.append(str(error))
+    court = Court(bench, judges, identities, sources, {})
+    return verdicts_of(court, ROOT / FOLDER), damaged
+
+
+def verdicts_of(court: Court, folder: Path) -> Court:
+    """The same court with what its judges' files hold now."""
+
+    def is_fresh(row: Row) -> bool:
+        source = court.sources.get(str(row.get("id")))
+        own = court.identities.get(str(row.get("judge")), "")
+        return source is not None and judging.is_fresh(row, source, court.bench, own)
+
+    found = {name: judging.read_verdicts(folder, name, is_fresh) for name in court.judges}
+    return Court(court.bench, court.judges, court.identities, court.sources, found)
+
+
+def todo(court: Court, chosen: Sequence[Source]) -> Iterator[Task]:
+    """What has no fresh verdict; of one with an ERROR, only that."""
+    for source in chosen:
+        for judge in court.judges if judging.is_assessable(source, court.bench) else ():
+            row = court.fresh(judge, source)
+            if row is None or not is_done(row):
+                yield Task(source, judge, row)
+
+
+def repeats(court: Court, chosen: Sequence[Source], times: int) -> Iterator[Task]:
+    """The same questions again, about a sample that is the same in every run."""
+    able = [each for each in chosen if judging.is_assessable(each, court.bench)]
+    sample = sorted(able, key=lambda each: rng("repeat", each.id).random())[:REPEATED]
+    done = {(row["judge"], row["id"]) for row in _repeated(court)}
+    for source in sample:
+        for judge in court.judges:
+            for number in range(1, times + 1):
+                if (judge, f"{source.id}.repeat-{number}") not in done:
+                    yield Task(source, judge, None, number)
+
+
+def _repeated(court: Court) -> Iterator[Row]:
+    """Repeated verdicts on what is there now."""
+    for judge in court.judges:
+        for row in infrastructure.iter_records(ROOT / FOLDER / f"repeats/{judge}.jsonl"):
+            source = court.sources.get(str(row["id"]).rpartition(".repeat-")[0])
+            own = court.identities[judge]
+            if source and judging.is_fresh(row, source, court.bench, own) and is_done(row):
+                yield row
+
+
+def _judge(court: Court, tasks: Sequence[Task], project: Any, options: Any) -> RunReport[Task, Row]:
+    with stage.models(ROOT, project, "assess", court.judges, options) as models:
+        report = asyncio.run(_all(court, tasks, models, options))
+    for task, error in report.failed:
+        print(f"{task.source.id}, judge {task.judge}: {error}", file=sys.stderr)
+    if report.stopped:
+        print(report.stopped, file=sys.stderr)
+    return report
+
+
+async def _all(
+    court: Court, tasks: Sequence[Task], models: Mapping[str, Any], options: Any
+) -> RunReport[Task, Row]:
+    folder = ROOT / FOLDER / ("repeats" if options.repeat else "")
+    part = "" if options.repeat else stage.suffix(options.shard)
+    with contextlib.ExitStack() as stack:
+        names = dict.fromkeys(task.judge for task in tasks)
+        files = {name: stack.enter_context(infrastructure.Appender(folder / f"{name}{part}.jsonl"))
+                 for name in names}  # fmt: skip
+
+        async def work(task: Task) -> Row:
+            about = {"identity": court.identities[task.judge], "before": task.before}
+            who = (task.source, task.judge, models[task.judge], court.bench)
+            row = await judging.judge(*who, **about, repeat=task.repeat)
+            row["id"] += f".repeat-{task.repeat}" if task.repeat else ""
+            files[task.judge].append(row)
+            return row
+
+        label, both = f"assess  {', '.join(court.judges)}", list(models.values())
+        return await infrastructure.run_all(
+            tasks, work, concurrency=options.concurrency, label=label, backends=both
+        )
+
+
+# ── money first ───────────────────────────────────────────────────────────────────────────────────
+
+
+def planned(court: Court, tasks: Sequence[Task]) -> dict[str, Any]:
+    """How many calls, and what they cost at the price of project.yaml."""
+    stale = sum(_is_stale(court, task) for task in tasks)
+    told = {"transcripts": len({task.source.id for task in tasks}), "verdicts": len(tasks)}
+    again = sum(task.before is not None for task in tasks)
+    told |= {"of them stale": stale, "of them ERRORs again": again}
+    return told | {"cost, about": _price(court, tasks)}
+
+
+def _is_stale(court: Court, task: Task) -> bool:
+    old = court.verdicts[task.judge].get(task.source.id)
+    return not task.repeat and task.before is None and old is not None
+
+
+def _price(court: Court, tasks: Sequence[Task]) -> str:
+    criteria, said = len(court.bench.rubric.criteria), Assumed().verdict_tokens
+    amounts = []
+    for name, spec in court.judges.items():
+        own = [task.source for task in tasks if task.judge == name]
+        system = sum(count_tokens(court.bench.system(g)) for g in court.bench.groups().values())
+        calls = len(own) * len(court.bench.groups())
+        talk = sum(count_tokens("\n".join(judging.shown(each).values())) for each in own)
+        sent = len(own) * system + talk * len(court.bench.groups())
+        thinks = calls * (spec.reasoning_tokens or 0)
+        work = Work(name, spec, calls, sent, len(own) * criteria * said + thinks, 0.0)
+        amounts.append(cost(work, quote_of(spec)))
+    return str(total(amounts))
+
+
+def _consent(court: Court, tasks: Sequence[Task], options: Any) -> None:
+    """Judging again what a change has made stale is paid again: its cost first, then a yes."""
+    stale = [task for task in tasks if _is_stale(court, task)]
+    paid = [task for task in stale if not quote_of(court.judges[task.judge]).free]
+    if paid and not options.rejudge:
+        said = f"{len(stale)} verdicts are stale, because their inputs changed"
+        todo_ = "Add --rejudge to pay for it, or undo the change."
+        raise FinetuneError(f"{said}. To judge them again: {_price(court, stale)}. {todo_}")
+    if tasks:
+        line = ", ".join(f"{name} {value}" for name, value in planned(court, tasks).items())
+        print(f"assess  {line}", file=sys.stderr)
+
+
+# ── what the person sees ──────────────────────────────────────────────────────────────────────────
+
+
+def _told(report: RunReport[Task, Row], options: Any) -> tuple[dict[str, Any], int]:
+    """The verdicts as they stand now; and how many could still become one."""
+    done = {"judged now": len(report.done), "failed": len(report.failed)}
+    done |= {"left": len(report.pending)}
+    if options.shard != stage.WHOLE:
+        return done | {"next": "python scripts/assess.py   (combines, when all parts are done)"}, 0
+    court, _ = convene(settings.load_project(ROOT))
+    rows = [judging.combine(each, {n: court.fresh(n, each) for n in court.judges}, court.bench)
+            for each in court.sources.values()]  # fmt: skip
+    judging.write_combined(ROOT, rows)
+    curation.write_generation_stats(ROOT, evidence.clopper_pearson)
+    seen = [row for row in rows if options.batch in ("", row["batch"])]
+    told = done | figures(court, seen)
+    told |= {"flips": flips(court)} if options.repeat else {}
+    unscored = told["states"].get("unscored", 0)
+    again = f"python scripts/assess.py {' '.join(sys.argv[1:])}".strip()
+    return told | {"next": again if unscored else "finetune review"}, unscored
+
+
+def figures(court: Court, rows: Sequence[Row]) -> dict[str, Any]:
+    """Pass rate, what fails, and how far the judges agree."""
+    states = Counter(row["state"] for row in rows)
+    scored = states["passed"] + states["failed"]
+    low, high = evidence.wilson(states["passed"], scored)
+    told: dict[str, Any] = {"judges": list(court.judges), "states": dict(states)}
+    rate = {"passed": states["passed"], "of": scored, "low": low, "high": high}
+    other = "strictest" if judging.rule_used(court.bench, len(court.judges)) == "majority" else (
+        "majority")  # fmt: skip
+    rules = {"used": judging.rule_used(court.bench, len(court.judges)), "other": other}
+    told |= {"pass rate": rate, "rule": rules}
+    told["would pass by the other"] = judging.would_pass(rows, court.bench, other)
+    limit = settings.load_project(ROOT).thresholds.judge_spread
+    wide = [row["id"] for row in rows if (row.get("spread") or 0) > limit]
+    told |= {"to read, judges differ": wide, "agreement": agreement(rows)}
+    return told | {"failures": judging.failures(rows)}
+
+
+def agreement(rows: Sequence[Row]) -> dict[str, Any]:
+    """Between judges, by criterion and over all: raw, kappa for two, alpha, with intervals."""
+    found = judging.answers_by_criterion(rows)
+    return {name: evidence.agreement(units) for name, units in found.items()}
+
+
+def flips(court: Court) -> dict[str, Any]:
+    """How often a judge answers the same question differently."""
+    told = {}
+    for judge in court.judges:
+        runs: dict[str, dict[str, list[str]]] = {}
+        rows = [row for row in _repeated(court) if row["judge"] == judge]
+        for row in rows:
+            item = str(row["id"]).rpartition(".repeat-")[0]
+            first = court.fresh(judge, court.sources[item])
+            for name, answer in row["answers"].items():
+                begun = [first["answers"].get(name, "ERROR")] if first else []
+                runs.setdefault(item, {}).setdefault(name, begun).append(answer)
+        told[judge] = vars(evidence.flip_rate([list(each.values()) for each in runs.values()]))
+    return told
+
+
+def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:
+    print(json.dumps(told, indent=1) if options.json else "\n".join(table(told)))
+    return 0
+
+
+def table(told: Mapping[str, Any]) -> Iterator[str]:
+    """At most 80 columns."""
+    for name, value in told.items():
+        if name == "failures":
+            yield from _failures(value)
+        elif name == "agreement":
+            yield from _agreement(value)
+        elif isinstance(value, Mapping):
+            yield f"{name:<26}{', '.join(f'{k} {_short(v)}' for k, v in value.items())}"
+        else:
+            yield f"{name:<26}{', '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _failures(found: Mapping[str, Any]) -> Iterator[str]:
+    for name, each in found.items():
+        yield f"fails {name:<20}{each['failed']} transcripts"
+        for one in each["quotes"]:
+            if "quote" in one:
+                yield f"  {one['id']}, exchange {one['exchange']}: {one['quote']!r}"[:80]
+
+
+def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
+    for name, each in found.items():
+        yield f"judges on {name:<16}{', '.join(f'{k} {_short(v)}' for k, v in each.items())}"[:80]
+
+
+def _options() -> argparse.Namespace:
+    parser = stage.flags(__doc__, "concurrency", "shard", "max_usd", "dry_run", "json")
+    add = parser.add_argument
+    add("--batch", default="", metavar="NAME", help="only this batch (default: all)")
+    add("--rejudge", action="store_true", help="pay again for verdicts that a change made stale")
+    add(
+        "--repeat",
+        type=stage.whole(1, 20),
+        default=0,
+        metavar="K",
+        help=f"ask K times more about {REPEATED} transcripts, to measure how often answers flip",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(stage.shown(main))
