@@ -656,14 +656,19 @@ def generation_stats(root: Path, interval: Interval | None = None) -> dict[str, 
     for batch in frozen:
         each[batch].add(())
     planned = {name: _planned(batch) for name, batch in frozen.items()}
+    verdicts = _verdicts(root)
+    for name in verdicts.keys() - {ALL}:
+        each[name].add(())
+    planned = {name: about | verdicts.get(name, {}) for name, about in planned.items()}
     none: dict[str, Any] = {"kind": "unknown", "trial": None, "planned": None}
     return {
         "schema": infrastructure.SCHEMA,
         "damaged": damaged,
         "candidates": _candidates(root, there),
         "near_identical_openings": sum(n for text, n in openings.items() if text and n > 1),
-        "all": whole.told(known, interval),
-        "batches": {name: planned.get(name, none) | each[name].told(known, interval)
+        "all": whole.told(known, interval) | verdicts.get(ALL, {}),
+        "batches": {name: planned.get(name, none | verdicts.get(name, {}))
+                    | each[name].told(known, interval)
                     for name in sorted(each)},
     }  # fmt: skip
 
@@ -1023,6 +1028,25 @@ def _planned(batch: Mapping[str, Any]) -> dict[str, Any]:
     return head | {"planned": len(batch["ids"])}
 
 
+ALL = "all batches"
+STATES = ("passed", "failed", "unscored", "not assessable")
+
+
+def _verdicts(root: Path) -> dict[str, dict[str, Any]]:
+    """What the judges say, by batch, as assess.py has combined it; nothing before it has run."""
+    states, failed = (
+        defaultdict[str, Counter[str]](Counter),
+        defaultdict[str, Counter[str]](Counter),
+    )
+    for row in infrastructure.iter_records(root / "data/assessments/combined.jsonl"):
+        for batch in (str(row.get("batch") or "no batch"), ALL):
+            states[batch][str(row.get("state"))] += 1
+            failed[batch].update(map(str, row.get("failed_checks") or ()))
+    return {batch: {"verdicts": {state: found[state] for state in STATES},
+                    "failed_checks": dict(sorted(failed[batch].items()))}
+            for batch, found in states.items()}  # fmt: skip
+
+
 def _candidates(root: Path, there: Counter[str]) -> dict[str, Any]:
     """The lines of data/candidates*.jsonl, and where they and the transcripts do not fit."""
     events, told, bad = Counter[str](), set[str](), 0
@@ -1052,6 +1076,7 @@ def stats_page(stats: Mapping[str, Any]) -> str:
     every = stats["all"]
     parts = [["# Generation statistics"], *_marks(every), _lines_of(ABOUT)]
     parts += [["## Batches"], _batches(stats), *_reasons(every)]
+    parts += _verdict_table(stats)
     parts += [["## Lengths"], _length_table(every), _length_words(every)]
     parts += [["## Artefacts"], _artefact_table(every)]
     parts += [["## Flaws"], _flaw_table(every), _flaw_words(every)]
@@ -1121,6 +1146,27 @@ def _batches(stats: Mapping[str, Any]) -> list[str]:
     rows = [*stats["batches"].items(), ("all", stats["all"])]
     keys = ("transcripts", *FATES, "exchanges")
     return _table(head, ((n, _planned_cell(each), *(each[k] for k in keys)) for n, each in rows))
+
+
+def _verdict_table(stats: Mapping[str, Any]) -> list[list[str]]:
+    """Pass rates of the batches that were judged; they are not pooled over changed prompts."""
+    judged = [(name, each) for name, each in stats["batches"].items() if "verdicts" in each]
+    if not judged:
+        return []
+    head = ("batch", "passed", "failed", "unscored", "too short", "rate", "fails most")
+    rows = [(name, *each["verdicts"].values(), _rate(each["verdicts"]), _most(each))
+            for name, each in judged]  # fmt: skip
+    return [["## Verdicts"], _table(head, rows)]
+
+
+def _rate(verdicts: Mapping[str, int]) -> str:
+    return _percent(_share(verdicts["passed"], verdicts["passed"] + verdicts["failed"]))
+
+
+def _most(batch: Mapping[str, Any]) -> str:
+    """The criteria that fail most."""
+    ordered = sorted(batch["failed_checks"].items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{name} {count}" for name, count in ordered[:3])
 
 
 def _planned_cell(batch: Mapping[str, Any]) -> object:

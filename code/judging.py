@@ -58,6 +58,8 @@ WHOLE = ""  # the slot of the one call for all criteria
 Pair = tuple[str, str]
 Row = dict[str, Any]
 Answers = dict[str, "Answer"]
+# (side, text, what this side was told, its earlier messages) -> what is wrong, in words
+Inspect = Callable[[str, str, Sequence[str], Sequence[str]], list[str]]
 
 # ══ 1 What is judged ══════════════════════════════════════════════════════════════════════════════
 
@@ -641,18 +643,65 @@ def _passing(row: Mapping[str, Any]) -> Row:
     return told | ({"trial": True} if row["trial"] else {})
 
 
+@dataclass(frozen=True)
+class Court:
+    """The judges of a project, the transcripts that are there, and the verdicts on them."""
+
+    bench: Bench
+    judges: Mapping[str, ModelSpec]
+    identities: Mapping[str, str]
+    sources: Mapping[str, Source]
+    verdicts: Mapping[str, Mapping[str, Row]]  # by judge and transcript
+    damaged: Sequence[str] = ()  # transcripts that can't be read, in words
+
+    @classmethod
+    def of(cls, root: Path) -> "Court":
+        """Everything that is on the disk now."""
+        judges, bench = judge_names(load_project(root).roles.judges), Bench.of(root)
+        if not judges:
+            said = "config/project.yaml roles.judges: no judge is chosen"
+            raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
+        identities = {name: identity_of(spec, root) for name, spec in judges.items()}
+        sources, damaged = dict[str, Source](), []
+        for path in find_sources(root):
+            try:
+                source = read_source(path, root)
+                sources[source.id] = source
+            except FinetuneError as error:
+                damaged.append(str(error))
+        court = cls(bench, judges, identities, sources, {}, damaged)
+        found = {name: read_verdicts(root / FOLDER, name, court.is_fresh) for name in judges}
+        return cls(bench, judges, identities, sources, found, damaged)
+
+    def is_fresh(self, row: Mapping[str, Any]) -> bool:
+        """Whether a judge's line was made from what is there now."""
+        source = self.sources.get(str(row.get("id")))
+        identity = self.identities.get(str(row.get("judge")), "")
+        return source is not None and is_fresh(row, source, self.bench, identity)
+
+    def fresh(self, judge: str, source: Source) -> Row | None:
+        """A judge's verdict on what is there now."""
+        row = self.verdicts[judge].get(source.id)
+        return row if row and self.is_fresh(row) else None
+
+    def combined(self) -> list[Row]:
+        """The verdict on each transcript, from whatever is fresh."""
+        return [combine(each, {name: self.fresh(name, each) for name in self.judges}, self.bench)
+                for each in self.sources.values()]  # fmt: skip
+
+
 # ══ 7 Figures ═════════════════════════════════════════════════════════════════════════════════════
 
 
-def answers_by_criterion(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[list[str | None]]]:
-    """For each criterion the answers of all judges, one list for each transcript; None for an
-    ERROR, because it is no answer."""
-    found: dict[str, list[list[str | None]]] = {}
+def answers_by_criterion(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Row]]:
+    """For each criterion and transcript what each judge answered; None for an ERROR, because it is
+    no answer."""
+    found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        given = [verdict["answers"] for verdict in row["judges"].values() if verdict]
-        for name in dict.fromkeys(name for answers in given for name in answers):
-            votes = [answers.get(name) for answers in given]
-            found.setdefault(name, []).append([None if v == "ERROR" else v for v in votes])
+        for judge, verdict in row["judges"].items():
+            for name, answer in verdict.get("answers", {}).items():
+                kept = None if answer == "ERROR" else answer
+                found.setdefault(name, {}).setdefault(str(row["id"]), {})[judge] = kept
     return found
 
 
@@ -685,3 +734,27 @@ def failures(rows: Iterable[Mapping[str, Any]], most: int = 3) -> dict[str, Row]
             for name, each in ordered}  # fmt: skip
     return {name: {"failed": len(each), "quotes": [one[2] for one in each[:most]]}
             for name, each in best.items()}  # fmt: skip
+
+
+# ══ 8 Models that fail, which is no matter of taste ═══════════════════════════════════════════════
+
+# What the artefact filter calls a reply that no user could use. In a test of a model it counts as a
+# failed conversation, without asking a judge: judges have praised replies in the wrong language.
+UNUSABLE = ("blank", "script", "language", "repeat")
+
+
+def unusable(pairs: Sequence[Pair], inspect: Inspect, system: str) -> list[str]:
+    """`exchange 3: language: ...` for each reply that is no reply at all."""
+    found = []
+    for number, (_, reply) in enumerate(pairs, 1):
+        earlier = [text for _, text in pairs[: number - 1]]
+        kinds = inspect("assistant", reply, [system], earlier)
+        found += [f"exchange {number}: {said}" for said in kinds if said.startswith(UNUSABLE)]
+    return found
+
+
+def fail(row: Row, why: Sequence[str], bench: Bench) -> Row:
+    """The verdict on a model that did not play its part: score 0, whatever a judge has said."""
+    answers = dict.fromkeys(bench.asked(bench.rubric.criteria, int(row["exchanges"])), "NO")
+    none = {"pass": False, "score": 0.0, "state": "failed", "answers": answers, "errors": {}}
+    return row | none | {"failed_checks": list(answers), "model_failure": list(why)}

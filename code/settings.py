@@ -595,9 +595,7 @@ class Judging(Section):
     rule: Literal["auto", "strictest", "majority"] = Field(
         default="auto", description="how verdicts combine; auto: majority from three judges on"
     )
-    min_exchanges: Count = Field(
-        default=3, description="a shorter conversation is not assessable"
-    )
+    min_exchanges: Count = Field(default=3, description="a shorter conversation is not assessable")
 
 
 class Slicing(Section):

@@ -123,7 +123,7 @@ async def simulate_conversation(
     name = transcript_id or str(persona["id"])
     talk = _Talk(persona, fields, rules, f"{scope}/{name}")
     models = {"user": _Voice(user_model), "assistant": _Voice(assistant_model)}
-    why, thrown = list[str](), dict[str, list[str]]()
+    why, thrown, reply = list[str](), dict[str, list[str]](), None
     for turn in plan(persona, rules):
         user = await talk.person(models["user"], turn)
         reply = await talk.answer(models["assistant"], turn, user) if not user.wrong else None
@@ -139,7 +139,8 @@ async def simulate_conversation(
     if not why:
         return Made(transcript, "accepted")
     at = len(talk.exchanges)
-    transcript["cut"] = {"after": at, "why": why, "found": thrown}
+    side = "assistant" if reply is not None else "user"
+    transcript["cut"] = {"after": at, "side": side, "why": why, "found": thrown}
     enough = at >= rules.project.limits.min_exchanges
     return Made(transcript, "truncated" if enough else "rejected", tuple(why))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_skills import checks_design as d
+from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
 from finetune_skills.findings import Checked, Finding
 from infrastructure import (
@@ -68,7 +69,7 @@ GATES = {
         Gate(
             "prompts", "design", ("rubric", "personas"), d.PROMPTS_SEEN, d.check_prompts, d.PROMPTS
         ),
-        Gate("baseline", "design", ("tokens", "prompts")),
+        Gate("baseline", "design", ("tokens", "prompts"), BASELINE_SEEN, check_baseline),
         Gate("pilot", "generate", ("baseline",)),
         Gate("confirm", "generate", ("pilot",)),
         Gate("scale", "generate", ("confirm",)),

@@ -4,7 +4,8 @@
 REQUIRES = {
     "personas.py": "taxonomy",
     "baseline.py": "prompts",
-    "generate.py": "prompts",  # `baseline` once that stage is built
+    "generate.py": "baseline",
+    "assess.py": "rubric",
     "audit.py": "scale",
     "fixup.py": "audit",
     "slice.py": "fixup",

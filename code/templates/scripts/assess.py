@@ -23,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 0)]  # thi
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +38,7 @@ import settings
 import stage
 from estimates import Assumed, Work, cost, quote_of, total
 from infrastructure import FinetuneError, RunReport, count_tokens, is_done, rng
-from judging import FOLDER, Bench, Row, Source
-from settings import ModelSpec
+from judging import FOLDER, Court, Row, Source
 
 ROOT = Path(__file__).resolve().parents[1]
 GATE = "rubric"
@@ -55,30 +55,13 @@ class Task:
     repeat: int = 0
 
 
-@dataclass(frozen=True)
-class Court:
-    """The judges of this project, and what they have said so far."""
-
-    bench: Bench
-    judges: Mapping[str, ModelSpec]
-    identities: Mapping[str, str]
-    sources: Mapping[str, Source]
-    verdicts: Mapping[str, Mapping[str, Row]]  # by judge and transcript
-
-    def fresh(self, judge: str, source: Source) -> Row | None:
-        """A judge's verdict on what is there now."""
-        row = self.verdicts[judge].get(source.id)
-        good = row and judging.is_fresh(row, source, self.bench, self.identities[judge])
-        return row if good else None
-
-
 def main() -> int:
     options = _options()
     if not options.dry_run:
         infrastructure.require_gate(GATE, ROOT)
     settings.read_env(ROOT)
     project = settings.load_project(ROOT)
-    court, damaged = convene(project)
+    court = Court.of(ROOT)
     chosen = [each for each in court.sources.values() if options.batch in ("", each.batch)]
     if not chosen:
         what = f"no transcript of the batch {options.batch}" if options.batch else "no transcript"
@@ -89,41 +72,11 @@ def main() -> int:
         return _show(options, planned(court, tasks))
     _consent(court, tasks, options)
     report = _judge(court, tasks, project, options)
-    for line in damaged:
+    for line in court.damaged:
         print(line, file=sys.stderr)
     told, unscored = _told(report, options)
     _show(options, told)
-    return report.exit_code or int(bool(damaged or unscored))
-
-
-def convene(project: Any) -> tuple[Court, list[str]]:
-    """Everything that is there, and what could not be read, in words."""
-    judges, bench = judging.judge_names(project.roles.judges), Bench.of(ROOT)
-    if not judges:
-        said = "config/project.yaml roles.judges: no judge is chosen"
-        raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
-    identities = {name: judging.identity_of(spec, ROOT) for name, spec in judges.items()}
-    sources, damaged = dict[str, Source](), []
-    for path in judging.find_sources(ROOT):
-        try:
-            source = judging.read_source(path, ROOT)
-            sources[source.id] = source
-        except FinetuneError as error:
-            damaged.append(str(error))
-    court = Court(bench, judges, identities, sources, {})
-    return verdicts_of(court, ROOT / FOLDER), damaged
-
-
-def verdicts_of(court: Court, folder: Path) -> Court:
-    """The same court with what its judges' files hold now."""
-
-    def is_fresh(row: Row) -> bool:
-        source = court.sources.get(str(row.get("id")))
-        own = court.identities.get(str(row.get("judge")), "")
-        return source is not None and judging.is_fresh(row, source, court.bench, own)
-
-    found = {name: judging.read_verdicts(folder, name, is_fresh) for name in court.judges}
-    return Court(court.bench, court.judges, court.identities, court.sources, found)
+    return report.exit_code or int(bool(court.damaged or unscored))
 
 
 def todo(court: Court, chosen: Sequence[Source]) -> Iterator[Task]:
@@ -178,9 +131,10 @@ async def _all(
                  for name in names}  # fmt: skip
 
         async def work(task: Task) -> Row:
-            about = {"identity": court.identities[task.judge], "before": task.before}
-            who = (task.source, task.judge, models[task.judge], court.bench)
-            row = await judging.judge(*who, **about, repeat=task.repeat)
+            row = await judging.judge(
+                task.source, task.judge, models[task.judge], court.bench,
+                identity=court.identities[task.judge], before=task.before, repeat=task.repeat,
+            )  # fmt: skip
             row["id"] += f".repeat-{task.repeat}" if task.repeat else ""
             files[task.judge].append(row)
             return row
@@ -200,7 +154,7 @@ def planned(court: Court, tasks: Sequence[Task]) -> dict[str, Any]:
     told = {"transcripts": len({task.source.id for task in tasks}), "verdicts": len(tasks)}
     again = sum(task.before is not None for task in tasks)
     told |= {"of them stale": stale, "of them ERRORs again": again}
-    return told | {"cost, about": _price(court, tasks)}
+    return told | {"cost, about": price(court, tasks)}
 
 
 def _is_stale(court: Court, task: Task) -> bool:
@@ -208,19 +162,22 @@ def _is_stale(court: Court, task: Task) -> bool:
     return not task.repeat and task.before is None and old is not None
 
 
-def _price(court: Court, tasks: Sequence[Task]) -> str:
-    criteria, said = len(court.bench.rubric.criteria), Assumed().verdict_tokens
+def price(court: Court, tasks: Sequence[Task]) -> str:
+    """Dollars at the prices of project.yaml; "unknown" as soon as one is."""
+    groups = court.bench.groups().values()
+    fixed = sum(count_tokens(court.bench.system(names)) for names in groups)
+    talks = {each.id: count_tokens("\n".join(judging.shown(each).values()))
+             for each in {task.source.id: task.source for task in tasks}.values()}  # fmt: skip
+    said = len(court.bench.rubric.criteria) * Assumed().verdict_tokens
     amounts = []
     for name, spec in court.judges.items():
-        own = [task.source for task in tasks if task.judge == name]
-        system = sum(count_tokens(court.bench.system(g)) for g in court.bench.groups().values())
-        calls = len(own) * len(court.bench.groups())
-        talk = sum(count_tokens("\n".join(judging.shown(each).values())) for each in own)
-        sent = len(own) * system + talk * len(court.bench.groups())
-        thinks = calls * (spec.reasoning_tokens or 0)
-        work = Work(name, spec, calls, sent, len(own) * criteria * said + thinks, 0.0)
+        own = [task.source.id for task in tasks if task.judge == name]
+        sent = sum(fixed + len(groups) * talks[item] for item in own)
+        thinks = len(groups) * (spec.reasoning_tokens or 0)
+        work = Work(name, spec, len(own) * len(groups), sent, len(own) * (said + thinks), 0.0)
         amounts.append(cost(work, quote_of(spec)))
-    return str(total(amounts))
+    value = total(amounts).value
+    return f"unknown ({total(amounts).unknown[0]})" if value is None else f"${value:,.2f}"
 
 
 def _consent(court: Court, tasks: Sequence[Task], options: Any) -> None:
@@ -230,7 +187,7 @@ def _consent(court: Court, tasks: Sequence[Task], options: Any) -> None:
     if paid and not options.rejudge:
         said = f"{len(stale)} verdicts are stale, because their inputs changed"
         todo_ = "Add --rejudge to pay for it, or undo the change."
-        raise FinetuneError(f"{said}. To judge them again: {_price(court, stale)}. {todo_}")
+        raise FinetuneError(f"{said}. To judge them again: {price(court, stale)}. {todo_}")
     if tasks:
         line = ", ".join(f"{name} {value}" for name, value in planned(court, tasks).items())
         print(f"assess  {line}", file=sys.stderr)
@@ -245,9 +202,8 @@ def _told(report: RunReport[Task, Row], options: Any) -> tuple[dict[str, Any], i
     done |= {"left": len(report.pending)}
     if options.shard != stage.WHOLE:
         return done | {"next": "python scripts/assess.py   (combines, when all parts are done)"}, 0
-    court, _ = convene(settings.load_project(ROOT))
-    rows = [judging.combine(each, {n: court.fresh(n, each) for n in court.judges}, court.bench)
-            for each in court.sources.values()]  # fmt: skip
+    court = Court.of(ROOT)
+    rows = court.combined()
     judging.write_combined(ROOT, rows)
     curation.write_generation_stats(ROOT, evidence.clopper_pearson)
     seen = [row for row in rows if options.batch in ("", row["batch"])]
@@ -264,22 +220,47 @@ def figures(court: Court, rows: Sequence[Row]) -> dict[str, Any]:
     scored = states["passed"] + states["failed"]
     low, high = evidence.wilson(states["passed"], scored)
     told: dict[str, Any] = {"judges": list(court.judges), "states": dict(states)}
-    rate = {"passed": states["passed"], "of": scored, "low": low, "high": high}
-    other = "strictest" if judging.rule_used(court.bench, len(court.judges)) == "majority" else (
-        "majority")  # fmt: skip
-    rules = {"used": judging.rule_used(court.bench, len(court.judges)), "other": other}
-    told |= {"pass rate": rate, "rule": rules}
-    told["would pass by the other"] = judging.would_pass(rows, court.bench, other)
+    told["pass rate"] = {"passed": states["passed"], "of": scored, "low": low, "high": high}
+    used = told["rule"] = judging.rule_used(court.bench, len(court.judges))
+    other = "strictest" if used == "majority" else "majority"
+    told[f"would pass by {other}"] = judging.would_pass(rows, court.bench, other)
     limit = settings.load_project(ROOT).thresholds.judge_spread
-    wide = [row["id"] for row in rows if (row.get("spread") or 0) > limit]
-    told |= {"to read, judges differ": wide, "agreement": agreement(rows)}
-    return told | {"failures": judging.failures(rows)}
+    told["to read, scores differ"] = [r["id"] for r in rows if (r.get("spread") or 0) > limit]
+    return told | {"agreement": agreement(rows), "failures": judging.failures(rows)}
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, Any]:
-    """Between judges, by criterion and over all: raw, kappa for two, alpha, with intervals."""
-    found = judging.answers_by_criterion(rows)
-    return {name: evidence.agreement(units) for name, units in found.items()}
+    """Between judges: alpha for each criterion and for all, kappa for each pair of judges."""
+    found, told = judging.answers_by_criterion(rows), dict[str, Any]()
+    both: dict[str, dict[str, list[Any]]] = {}
+    for name, by_id in found.items():
+        told[name] = _agree(by_id, evidence.krippendorff_alpha)
+        for item, given in by_id.items():
+            both.setdefault(item, {})[name] = list(given.values())
+    everything = {item: list(units.values()) for item, units in both.items()}
+    told["all criteria"] = _beyond(everything, evidence.krippendorff_alpha)
+    judges = dict.fromkeys(judge for by_id in found.values() for given in by_id.values()
+                           for judge in given)  # fmt: skip
+    for pair in itertools.combinations(judges, 2):
+        pairs = {item: [tuple(given.get(judge) for judge in pair) for by_id in found.values()
+                        for given in (by_id.get(item, {}),)] for item in everything}  # fmt: skip
+        told[f"kappa {pair[0]}, {pair[1]}"] = _beyond(pairs, evidence.cohen_kappa)
+    return told
+
+
+def _agree(by_id: Mapping[str, Mapping[str, Any]], statistic: Any) -> dict[str, Any]:
+    """One criterion: the share of transcripts on which all agree, and agreement beyond chance."""
+    units = {item: [list(given.values())] for item, given in by_id.items()}
+    there = [set(unit) for (unit,) in units.values() if None not in unit and len(unit) > 1]
+    same = sum(len(answers) == 1 for answers in there)
+    return {"same": same, "of": len(there)} | _beyond(units, statistic)
+
+
+def _beyond(units: Mapping[str, Any], statistic: Any) -> dict[str, Any]:
+    """A statistic with its interval, resampling transcripts; None where it has no value."""
+    value = statistic([unit for each in units.values() for unit in each])
+    low, high = evidence.bootstrap(units, statistic, 0, 1000) or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def flips(court: Court) -> dict[str, Any]:
@@ -294,7 +275,7 @@ def flips(court: Court) -> dict[str, Any]:
             for name, answer in row["answers"].items():
                 begun = [first["answers"].get(name, "ERROR")] if first else []
                 runs.setdefault(item, {}).setdefault(name, begun).append(answer)
-        told[judge] = vars(evidence.flip_rate([list(each.values()) for each in runs.values()]))
+        told[judge] = vars(evidence.flip_rate({i: list(n.values()) for i, n in runs.items()}))
     return told
 
 
@@ -306,31 +287,31 @@ def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:
 def table(told: Mapping[str, Any]) -> Iterator[str]:
     """At most 80 columns."""
     for name, value in told.items():
-        if name == "failures":
-            yield from _failures(value)
-        elif name == "agreement":
-            yield from _agreement(value)
+        if name in ("failures", "agreement", "flips"):
+            yield f"\n{name}"
+            lines = _failed if name == "failures" else _figure
+            yield from (line[:80] for each in value.items() for line in lines(*each))
         elif isinstance(value, Mapping):
             yield f"{name:<26}{', '.join(f'{k} {_short(v)}' for k, v in value.items())}"
         else:
-            yield f"{name:<26}{', '.join(map(str, value)) if isinstance(value, list) else value}"
+            yield f"{name:<26}{', '.join(value) or 'none' if isinstance(value, list) else value}"
+
+
+def _failed(name: str, each: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  {name:<24}{each['failed']} transcripts"
+    for one in each["quotes"]:
+        if "quote" in one:
+            yield f"    {one['id']}, exchange {one['exchange']}: {one['quote']!r}"
+
+
+def _figure(name: str, each: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  {name:<24}{', '.join(f'{k} {_short(v)}' for k, v in each.items())}"
 
 
 def _short(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _failures(found: Mapping[str, Any]) -> Iterator[str]:
-    for name, each in found.items():
-        yield f"fails {name:<20}{each['failed']} transcripts"
-        for one in each["quotes"]:
-            if "quote" in one:
-                yield f"  {one['id']}, exchange {one['exchange']}: {one['quote']!r}"[:80]
-
-
-def _agreement(found: Mapping[str, Any]) -> Iterator[str]:
-    for name, each in found.items():
-        yield f"judges on {name:<16}{', '.join(f'{k} {_short(v)}' for k, v in each.items())}"[:80]
+    return (
+        f"{value:.2f}" if isinstance(value, float) else "unknown" if value is None else str(value)
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -36,7 +36,8 @@ from sampling import Persona, Plan, Pot, Shares, Tally, between, prepare, some, 
 from settings import PersonaFile, SettingsError, Taxonomy
 
 ROOT = Path(__file__).resolve().parents[1]
-PREFIX = {"training": "train", "evaluation": "eval"}  # the two sets, and how their ids begin
+# The sets and how their ids begin; baseline.py draws its own.
+PREFIX = {"training": "train", "evaluation": "eval", "baseline": "base"}
 COUNTS = {"training": 200, "evaluation": 24}  # start values
 MOST = 100_000  # personas of one set
 BATCH = 500  # rows of one write
@@ -245,7 +246,7 @@ def _rows(plan: Plan, path: Path, seed: int, purpose: str) -> Iterator[Persona]:
     """The file's personas, each once. One that would not be drawn like this now is an error."""
     report, seen, drawn_now = ReadReport(), set(), {"provenance": None}
     for row in iter_records(path, report):
-        found = re.fullmatch(r"(?:train|eval)-(\d{5,6})", str(row.get("id")))
+        found = re.fullmatch(rf"{PREFIX[purpose]}-(\d{{5,6}})", str(row.get("id")))
         if found is None or row["id"] in seen:
             continue  # a persona that you wrote yourself, or a second copy
         fresh, made = _persona(plan, seed, int(found[1]), purpose), row.get("provenance")
