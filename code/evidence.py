@@ -1,10 +1,12 @@
 """Statistics that say how sure a figure is. Works alone when copied; needs numpy and scipy.
 
-    from evidence import bootstrap, clopper_pearson, krippendorff_alpha
+    from evidence import bootstrap, clopper_pearson, judge_quality, krippendorff_alpha, rogan_gladen
 
     low, high = clopper_pearson(13, 15)  # exact: never covers less than it says; see also wilson
     krippendorff_alpha(units)  # a unit: the answers that several judges gave about one thing
     bootstrap({transcript: units}, krippendorff_alpha, seed=1)  # resamples whole transcripts
+    quality = judge_quality(pairs)  # (person passes, judge passes)
+    rogan_gladen(70, 90, quality.tpr.counts, quality.tnr.counts)  # the rate behind the judge's rate
 
 None and "ERROR" are no answers, anywhere. What can't be computed is None, never 0 or 1.
 Importing it opens nothing and loads no numpy or scipy; the call that needs one imports it.
@@ -24,10 +26,14 @@ from infrastructure import FinetuneError
 Unit = TypeVar("Unit")
 # A list resamples its units; {transcript: its units} resamples transcripts, each as a whole.
 Grouped = Iterable[Unit] | Mapping[Any, Sequence[Unit]]
+Counts = tuple[int, int]  # k of n
 Pair = tuple[Hashable, Hashable]  # what two judges answered about the same thing
 Statistic = Callable[[Sequence[Any]], float | None]
 
 NO_ANSWER = (None, "ERROR")
+LEAST_KNOWN = 1.1  # what a judge's TPR and TNR, each at its lower bound, must exceed together
+MOST_LABELS = 10_000  # more labels than anybody gives: beyond it, only a better judge helps
+LABELS = (20, 30, 40, 50, 60, 80, 100, 120, 150, 200, 250, 300, 400, 500, 700, 1000, 1400, 2000)
 
 # ══ 1 Intervals of one share ══════════════════════════════════════════════════════════════════════
 
@@ -340,3 +346,167 @@ ALPHAS = {
     "nominal": Tally(_nominal_rows, _nominal_alpha),
     "interval": Tally(_interval_rows, _interval_alpha),
 }
+
+
+# ══ 3 A judge against people ══════════════════════════════════════════════════════════════════════
+
+
+@dataclass(frozen=True)
+class Share:
+    """k of n with Wilson's interval; no rate where nothing was observed."""
+
+    k: int
+    n: int
+    rate: float | None
+    low: float
+    high: float
+
+    @property
+    def counts(self) -> Counts:
+        return self.k, self.n
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a judge's answers are worth, measured on what people said of the same transcripts."""
+
+    tpr: Share  # of what people pass, the judge passes
+    tnr: Share  # of what people fail, the judge fails
+    kappa: float | None
+    false_passes: int
+    false_fails: int
+    left_out: int  # pairs without one of the two answers
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The pass rate that people would give; without one, `refused` says why and what would help."""
+
+    rate: float | None
+    low: float | None
+    high: float | None
+    raw: float | None  # the judge's own
+    refused: str
+
+
+def judge_quality(pairs: Iterable[Pair], level: float = 0.95) -> Quality:
+    """How a judge does against people; a pair is (person passes, judge passes), both yes or no."""
+    given = list(pairs)
+    found = [
+        pair for pair, (is_pair, _) in zip(given, _agreement_rows(given), strict=True) if is_pair
+    ]
+    if wrong := [pair for pair in found if not all(each in (True, False) for each in pair)]:
+        raise FinetuneError(f"evidence: {wrong[0]!r} is not two of True and False.")
+    of = Counter((bool(person), bool(judge)) for person, judge in found)
+    tpr = share(of[True, True], of[True, True] + of[True, False], level)
+    tnr = share(of[False, False], of[False, False] + of[False, True], level)
+    left_out = len(given) - len(found)
+    return Quality(tpr, tnr, cohen_kappa(found), of[False, True], of[True, False], left_out)
+
+
+def share(k: int, n: int, level: float = 0.95) -> Share:
+    """k of n, with Wilson's interval."""
+    low, high = wilson(k, n, level)
+    return Share(k, n, k / n if n else None, low, high)
+
+
+def rogan_gladen(
+    passed: int,
+    judged: int,
+    tpr: Counts,
+    tnr: Counts,
+    seed: int = 0,
+    draws: int = 20_000,
+    level: float = 0.95,
+) -> Corrected:
+    """The pass rate behind a judge's, given its TPR and TNR as (k, n) of labelled transcripts.
+
+    (rate + TNR - 1) / (TPR + TNR - 1), within 0 and 1; the interval draws all three from what was
+    counted (Jeffreys). Refused where the judge may be little better than a coin.
+    """
+    for counts in ((passed, judged), tpr, tnr):
+        _check_counts(*counts)
+    raw = passed / judged if judged else None
+    refused = _refusal(judged, tpr, tnr)
+    if raw is None or refused:
+        return Corrected(None, None, None, raw, refused)
+    good, bad = tpr[0] / tpr[1], tnr[0] / tnr[1]
+    rate = min(max((raw + bad - 1) / (good + bad - 1), 0.0), 1.0)
+    low, high = _corrected_interval((passed, judged), tpr, tnr, seed, draws, _tail_of(level))
+    return Corrected(rate, min(low, rate), max(high, rate), raw, "")
+
+
+def labels_needed(
+    passed: int,
+    judged: int,
+    tpr: Counts,
+    tnr: Counts,
+    width: float = 0.25,
+    seed: int = 0,
+    draws: int = 20_000,
+    level: float = 0.95,
+) -> int | None:
+    """How many labels in all, half good, half bad, make the corrected interval narrower than this.
+
+    The first of LABELS that does if the judge goes on as seen so far; None if none does: then judge
+    more transcripts, or get a better judge. The default width is a start value.
+    """
+    if not tpr[1] or not tnr[1]:
+        raise FinetuneError(f"evidence: how good the judge is isn't known. {_unknown(tpr, tnr)}")
+    for labels in LABELS:
+        scaled = (_scaled(tpr, labels // 2), _scaled(tnr, labels // 2))
+        found = rogan_gladen(passed, judged, *scaled, seed, draws, level)
+        if found.low is not None and found.high is not None and found.high - found.low < width:
+            return labels
+    return None
+
+
+def _corrected_interval(
+    judge: Counts, tpr: Counts, tnr: Counts, seed: int, draws: int, tail: float
+) -> tuple[float, float]:
+    """What is left of the draws between both tails; draws worse than a coin are none."""
+    numpy = _numpy()
+    chance = numpy.random.default_rng(seed)
+    good, bad, rate = (chance.beta(k + 0.5, n - k + 0.5, draws) for k, n in (tpr, tnr, judge))
+    better = good + bad > 1
+    true = (rate + bad - 1)[better] / (good + bad - 1)[better]
+    low, high = numpy.quantile(numpy.clip(true, 0, 1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _refusal(judged: int, tpr: Counts, tnr: Counts) -> str:
+    """Why this can't be corrected, and the number that would fix it; "" if it can."""
+    if not judged:
+        return "Nothing was judged. Judge at least 1 transcript; about 100 say something."
+    if not tpr[1] or not tnr[1]:
+        return _unknown(tpr, tnr)
+    good, bad = wilson(*tpr)[0], wilson(*tnr)[0]
+    if good + bad > LEAST_KNOWN:
+        return ""
+    return (
+        f"The labels allow a TPR of {good:.2f} and a TNR of {bad:.2f}, together {good + bad:.2f}; "
+        f"a correction needs more than {LEAST_KNOWN:.2f}. {_remedy(tpr, tnr)}"
+    )
+
+
+def _unknown(tpr: Counts, tnr: Counts) -> str:
+    missing = [word for word, counts in (("passes", tpr), ("fails", tnr)) if not counts[1]]
+    return f"No label says that a person {' or '.join(missing)} a transcript. Get about 50 of each."
+
+
+def _remedy(tpr: Counts, tnr: Counts) -> str:
+    """How many more labels would do, if the judge goes on as it did."""
+    for more in range(1, MOST_LABELS // 2 + 1):
+        good, bad = (_scaled(counts, counts[1] + more) for counts in (tpr, tnr))
+        if wilson(*good)[0] + wilson(*bad)[0] > LEAST_KNOWN:
+            return f"About {2 * more} more labels would do, half good, half bad."
+    reached = tpr[0] / tpr[1] + tnr[0] / tnr[1]
+    return (
+        f"Even {MOST_LABELS} more labels would not do: TPR and TNR, as seen, make {reached:.2f}. "
+        "Improve the judge's prompt or take another judge."
+    )
+
+
+def _scaled(counts: Counts, n: int) -> Counts:
+    """The same share of n."""
+    return round(counts[0] / counts[1] * n), n

@@ -1,4 +1,4 @@
-"""Agreement of judges, and how sure it is."""
+"""Agreement, a judge against people, and pass rates corrected for a judge's mistakes."""
 
 import random
 import re
@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from evidence import bootstrap, cohen_kappa, flip_rate, krippendorff_alpha, pairable, raw_agreement
+from evidence import (
+    LABELS,
+    bootstrap,
+    cohen_kappa,
+    flip_rate,
+    judge_quality,
+    krippendorff_alpha,
+    labels_needed,
+    pairable,
+    raw_agreement,
+    rogan_gladen,
+    wilson,
+)
 from infrastructure import FinetuneError
 
 Answers = list[list[Any]]
@@ -231,3 +243,126 @@ def test_the_interval_of_the_flip_rate_covers_the_truth() -> None:
         asks = [[[chance.random() < 0.3 for _ in range(2)] for _ in range(5)] for _ in range(40)]
         found.append(flip_rate(dict(enumerate(asks)), seed, draws=200))
     assert 0.90 <= sum(each.low <= 0.42 <= each.high for each in found) / 200 <= 0.98
+
+
+# ══ A judge against people ════════════════════════════════════════════════════════════════════════
+
+
+def test_the_quality_of_a_judge_is_what_people_say_of_the_same_transcripts() -> None:
+    quality = judge_quality([*table(30, 10, 2, 78), (True, None), ("ERROR", False)])
+    assert (quality.tpr.counts, quality.tnr.counts) == ((30, 40), (78, 80))
+    assert (quality.tpr.low, quality.tpr.high) == wilson(30, 40)
+    assert (quality.false_fails, quality.false_passes, quality.left_out) == (10, 2, 2)
+    assert quality.kappa == pytest.approx(0.763158, abs=6e-7)
+
+
+def test_a_judge_that_met_no_bad_transcript_has_no_true_negative_rate() -> None:
+    tnr = judge_quality(table(9, 1, 0, 0)).tnr
+    assert (tnr.n, tnr.rate, tnr.low, tnr.high) == (0, None, 0, 1)
+
+
+def test_words_are_not_taken_for_true() -> None:
+    with pytest.raises(FinetuneError, match=r"'NO'.* is not two of True and False"):
+        judge_quality([(True, "NO")])
+
+
+def test_the_corrected_rate_agrees_with_the_published_value_and_interval() -> None:
+    found = rogan_gladen(320, 400, tpr=(78, 80), tnr=(30, 40), draws=200_000)
+    assert found.rate == pytest.approx(0.7586207, abs=6e-8)
+    assert (found.low, found.high) == pytest.approx((0.671, 0.841), abs=2e-3)
+    assert (found.raw, found.refused) == (0.8, "")
+
+
+def test_a_judge_that_may_be_a_coin_is_refused_with_the_number_of_labels_that_would_do() -> None:
+    found = rogan_gladen(320, 400, tpr=(8, 10), tnr=(6, 10))
+    assert (found.rate, found.low, found.high, found.raw) == (None, None, None, 0.8)
+    assert "TPR of 0.49 and a TNR of 0.31, together 0.80" in found.refused
+    more = int(re.search(r"About (\d+) more labels would do", found.refused)[1]) // 2
+    enough = [(round(k / 10 * (10 + more)), 10 + more) for k in (8, 6)]
+    assert rogan_gladen(320, 400, *enough).refused == ""
+
+
+@pytest.mark.parametrize(
+    ("judge", "tpr", "tnr", "words"),
+    [
+        ((0, 0), (9, 10), (9, 10), "Nothing was judged. Judge at least 1 transcript"),
+        ((5, 9), (9, 10), (0, 0), "No label says that a person fails a transcript. Get about 50"),
+        ((5, 9), (0, 0), (0, 0), "that a person passes or fails a transcript"),
+        ((5, 9), (5, 10), (5, 10), "Even 10000 more labels would not do: .* make 1.00. Improve"),
+    ],
+)
+def test_what_can_not_be_corrected_says_what_would_help(
+    judge: Any, tpr: Any, tnr: Any, words: str
+) -> None:
+    found = rogan_gladen(*judge, tpr, tnr)
+    assert found.rate is None
+    assert re.search(words, found.refused)
+
+
+@given(some.integers(0, 90), some.integers(42, 50), some.integers(40, 50))
+def test_a_corrected_rate_lies_in_its_interval_within_zero_and_one(
+    passed: int, good: int, bad: int
+) -> None:
+    found = rogan_gladen(passed, 90, (good, 50), (bad, 50), draws=500)
+    assert 0 <= found.low <= found.rate <= found.high <= 1
+    assert rogan_gladen(passed, 90, (good, 50), (bad, 50), draws=500) == found
+
+
+@given(some.integers(0, 90), some.integers(42, 50), some.integers(42, 50))
+def test_failing_for_passing_is_corrected_alike(passed: int, good: int, bad: int) -> None:
+    found = rogan_gladen(passed, 90, (good, 50), (bad, 50), draws=2)
+    mirror = rogan_gladen(90 - passed, 90, (bad, 50), (good, 50), draws=2)
+    assert mirror.rate == pytest.approx(1 - found.rate, abs=1e-12)
+
+
+SETTINGS = [  # TPR, TNR, good = bad labels, judged, what people would pass
+    (0.95, 0.90, 50, 90, 0.3), (0.95, 0.90, 100, 500, 0.8), (0.90, 0.80, 50, 500, 0.5),
+    (0.90, 0.80, 100, 90, 0.8), (0.85, 0.75, 50, 90, 0.5), (0.85, 0.75, 100, 500, 0.3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_corrected_rates_cover_the_truth_as_often_as_they_say(setting: Any) -> None:
+    covered, _ = coverage(*setting, times=2000)
+    assert 0.93 <= covered <= 0.97
+
+
+def coverage(
+    tpr: float, tnr: float, labels: int, judged: int, truth: float, times: int, draws: int = 2000
+) -> tuple[float, int]:
+    """How often the interval of a simulated judge holds the truth, and how often there is none."""
+    import numpy
+
+    chance = numpy.random.default_rng(11)
+    good, bad = chance.binomial(labels, tpr, times), chance.binomial(labels, tnr, times)
+    passed = chance.binomial(judged, truth * tpr + (1 - truth) * (1 - tnr), times)
+    found = [
+        rogan_gladen(int(k), judged, (int(a), labels), (int(b), labels), seed, draws)
+        for seed, (k, a, b) in enumerate(zip(passed, good, bad, strict=True))
+    ]
+    given = [each for each in found if not each.refused]
+    return sum(each.low <= truth <= each.high for each in given) / len(given), times - len(given)
+
+
+def test_the_labels_needed_are_those_of_the_table_and_fewer_are_not_enough() -> None:
+    needed = labels_needed(66, 90, tpr=(19, 20), tnr=(18, 20))
+    assert needed == 100
+    narrow = rogan_gladen(66, 90, (48, 50), (45, 50))
+    wide = rogan_gladen(66, 90, (38, 40), (36, 40))
+    assert narrow.high - narrow.low < 0.25 < wide.high - wide.low
+
+
+@given(some.floats(0.05, 0.6), some.floats(0.05, 0.6))
+def test_a_narrower_interval_never_needs_fewer_labels(one: float, other: float) -> None:
+    narrow, wide = (
+        labels_needed(66, 90, (19, 20), (18, 20), width, draws=400) or max(LABELS) + 1
+        for width in sorted([one, other])
+    )
+    assert narrow >= wide
+
+
+def test_no_number_of_labels_makes_up_for_few_judged_or_a_poor_judge() -> None:
+    assert labels_needed(15, 20, tpr=(95, 100), tnr=(90, 100)) is None
+    assert labels_needed(250, 500, tpr=(11, 20), tnr=(10, 20)) is None
+    with pytest.raises(FinetuneError, match="No label says that a person fails"):
+        labels_needed(15, 20, tpr=(9, 10), tnr=(0, 0))
