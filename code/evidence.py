@@ -7,12 +7,14 @@
     bootstrap({transcript: units}, krippendorff_alpha, seed=1)  # resamples whole transcripts
     quality = judge_quality(pairs)  # (person passes, judge passes)
     rogan_gladen(70, 90, quality.tpr.counts, quality.tnr.counts)  # the rate behind the judge's rate
+    passes_needed(20)  # 17: so many of 20 show a process that passes more than 70 %
 
 None and "ERROR" are no answers, anywhere. What can't be computed is None, never 0 or 1.
 Importing it opens nothing and loads no numpy or scipy; the call that needs one imports it.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -510,3 +512,67 @@ def _remedy(tpr: Counts, tnr: Counts) -> str:
 def _scaled(counts: Counts, n: int) -> Counts:
     """The same share of n."""
     return round(counts[0] / counts[1] * n), n
+
+
+# ══ 4 Pass rates ══════════════════════════════════════════════════════════════════════════════════
+
+
+def at_least(k: int, n: int, p: float) -> float:
+    """The chance that a process which passes with chance p gives k or more of n; exact."""
+    _check_counts(k, n)
+    _check_chance(p)
+    return float(_scipy_special().betainc(k, n - k + 1, p)) if k else 1.0
+
+
+def posterior_above(k: int, n: int, p: float) -> float:
+    """How probable it is after k of n that a process passes more than p; all rates alike before."""
+    _check_counts(k, n)
+    _check_chance(p)
+    return float(_scipy_special().betaincc(1 + k, 1 + n - k, p))
+
+
+def passes_needed(n: int, p: float = 0.7, sure: float = 0.9, attempt: int = 1) -> int | None:
+    """The fewest passes of n that make more than p this sure; None if not even n of n do.
+
+    The m-th attempt may err only 1/m as often as the first, so that trying again is no way round.
+    """
+    _check_counts(0, n)
+    _check_chance(sure)
+    if attempt < 1:
+        raise FinetuneError(f"evidence: attempt {attempt!r} is no number from 1 on.")
+    needed = 1 - (1 - sure) / attempt
+    return next((k for k in range(n + 1) if posterior_above(k, n, p) >= needed), None)
+
+
+def e_value(k: int, n: int, p0: float) -> float:
+    """Evidence in k of n against a pass rate of p0 or less; valid at every look.
+
+    Stop with success as soon as it is 1/alpha or more: under such a rate, that ever happens with
+    chance alpha at most. A change to the process begins a new one, at n = 0.
+    """
+    _check_counts(k, n)
+    if not 0 < p0 < 1:
+        raise FinetuneError(f"evidence: {p0!r} is not between 0 and 1, such as 0.5.")
+    special = _scipy_special()
+    above = float(special.betaincc(1 + k, 1 + n - k, p0))
+    if above == 0:
+        return 0.0
+    mixed = float(special.betaln(1 + k, 1 + n - k)) + math.log(above) - math.log1p(-p0)
+    log = mixed - k * math.log(p0) - (n - k) * math.log1p(-p0)
+    return math.exp(log) if log < 700 else math.inf
+
+
+def bands(low: float, high: float, edges: Sequence[float]) -> list[int]:
+    """The numbers of all bands that an interval reaches into: 0 below the first edge, and so on.
+
+    With edges 0.5 and 0.7: [1] lies between them; [1, 2] can't tell 50-70 % from more than 70 %.
+    """
+    if not low <= high or list(edges) != sorted(set(edges)):
+        raise FinetuneError(f"evidence: {low!r} to {high!r} or the edges {edges!r} don't ascend.")
+    first, last = bisect_right(edges, low), bisect_left(edges, high)
+    return list(range(min(first, last), max(first, last) + 1))  # a point on an edge is in both
+
+
+def _check_chance(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise FinetuneError(f"evidence: a chance of {p!r} is not between 0 and 1.")
