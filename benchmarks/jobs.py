@@ -4,6 +4,7 @@
 alone: imports, connections and the first calls come before.
 """
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -370,6 +371,68 @@ def desk(folder: Path, count: int, exchanges: int) -> tuple[Any, list[Spec]]:
     return rules, [person | style for person in people]
 
 
+# == transcripts, judged as the stage does it ======================================================
+
+
+def run_assess(spec: Spec) -> Figures:
+    """A project's transcripts through `assess.py`: judges, evidence that is looked up, journal and
+    verdicts on disk, combined; timed from the first call to the manifest."""
+    import judging
+
+    with tempfile.TemporaryDirectory() as name:
+        desk(Path(name), 1, 1)
+        root = Path(name) / "desk"
+        assess = judged_project(root, spec)
+        court = judging.Court.of(root)
+        tasks = list(assess.todo(court, list(court.sources.values())))
+        options = argparse.Namespace(repeat=0, shard=(1, 1), concurrency=SLOTS, max_usd=None)
+        project = assess.settings.load_project(root)
+        reply = {"reasoning": "It is so.", "answer": "YES"}
+        reply |= {"evidence": [{"exchange": 1, "quote": OPENING[1]}]}
+        said = json.dumps(dict.fromkeys(court.bench.rubric.criteria, reply))
+        control(spec["url"], spec["load"] | {"reply": said})
+        with Meter() as meter:
+            failed, reruns = Counter[str](), -1
+            while tasks and reruns < 5:  # what failed is asked again, as a second run does
+                reruns += 1
+                with assess.stage.models(root, project, "assess", court.judges, options) as models:
+                    report = asyncio.run(assess._all(court, tasks, models, options))
+                failed.update(str(error)[:60] for _, error in report.failed)
+                court = judging.Court.of(root)
+                tasks = list(assess.todo(court, list(court.sources.values())))
+            rows = court.combined()
+            judging.write_combined(root, rows)
+        stats = control(spec["url"])
+    lost = spec["items"] - sum(row["pass"] is True for row in rows)
+    return {"cpu_s": meter.cpu_s, "wall_s": meter.wall_s, "lost": lost, "failed": dict(failed),
+            "history_bytes": 0, "stats": stats, "rows": len(rows), "reruns": reruns}  # fmt: skip
+
+
+OPENING = ("The light blinks orange and the app says nothing.", "Orange means the cartridge.")
+
+
+def judged_project(root: Path, spec: Spec) -> Any:
+    """So many transcripts and three judges on the fake server; gives the script as a module."""
+    import assess  # on the path since `desk`
+
+    path = root / "config/project.yaml"
+    text = path.read_text("utf-8")
+    begin, end = text.index("  judges:\n"), text.index("  evaluation_judges:")
+    judge = '    - {{model: "local:m", base_url: "{}/v1", label: "{}", concurrency: {}}}'
+    lines = "\n".join(judge.format(spec["url"], name, SLOTS) for name in "abc")
+    path.write_text(f"{text[:begin]}  judges:\n{lines}\n{text[end:]}", "utf-8")
+    folder = root / "data/raw/transcripts/bench"
+    folder.mkdir(parents=True)
+    rng = random.Random("transcripts")
+    for number in range(spec["items"]):
+        pairs = [OPENING, *((words(rng, 40), words(rng, 50)) for _ in range(9))]
+        talk = [{"user": user, "assistant": reply} for user, reply in pairs]
+        made = {"id": f"t{number:05}", "exchanges": talk, "provenance": {"batch": "bench"}}
+        (folder / f"{made['id']}.json").write_text(json.dumps(made), "utf-8")
+    assess.ROOT = root
+    return assess
+
+
 # == tokens ========================================================================================
 
 
@@ -605,6 +668,7 @@ def run_import(spec: Spec) -> Figures:
 JOBS: dict[str, Callable[[Spec], Figures]] = {
     "calls": run_calls,
     "generate": run_generate,
+    "assess": run_assess,
     "prefixes": run_prefixes,
     "appends": run_appends,
     "import": run_import,

@@ -120,7 +120,8 @@ class Samples:
 
     @property
     def calls(self) -> int:
-        return int(self.spec["items"]) * max(1, 2 * int(self.spec.get("exchanges", 0)))
+        each = self.spec.get("judges") or max(1, 2 * int(self.spec.get("exchanges", 0)))
+        return int(self.spec["items"]) * int(each)
 
     @property
     def cpu(self) -> float:
@@ -211,6 +212,27 @@ def bench_generate(bench: Bench) -> Iterator[Row]:
     yield Row("generate: CPU / bare aiohttp", ratio(made, bare))
     yield Row("generate: calls", made.calls, 4000, least=True, form="{:.0f}")
     yield Row("generate: lost", made.lost, 0, form="{:.0f}")
+
+
+def bench_assess(bench: Bench) -> Iterator[Row]:
+    """1,000 transcripts of ten exchanges and three judges, with all that the stage does to each."""
+    spec: Figures = {"job": "assess", "items": 1000, "judges": 3}
+    quiet = {"latency": LATENCY}
+    loads = {
+        "assess": quiet,
+        "assess, 500 req/s": quiet | {"rate": 500, "burst": 50, "retry_after": "1"},
+        "assess, faults": quiet | FAULTS,
+    }
+    runs = bench.in_turns({name: spec | {"load": load} for name, load in loads.items()})
+    limits = {"assess, 500 req/s": 3000 / 500}
+    for name, made in runs.items():
+        limit = limits.get(name, math.ceil(3000 / SLOTS) * LATENCY)
+        target = None if name == "assess, faults" else 1.2 + (1 / limit if name in limits else 0)
+        yield Row(f"{name}: wall / limit", made.over(limit), target)
+        yield Row(f"{name}: CPU s per 1,000 calls", made.cpu, form="{:.3f}")
+        yield Row(f"{name}: verdicts that are lost", made.lost, 0, form="{:.0f}")
+    yield Row("assess: transcripts", runs["assess"].median(lambda r: r["rows"]), 1000, least=True,
+              form="{:.0f}")  # fmt: skip
 
 
 def bench_sdks(bench: Bench) -> Iterator[Row]:
@@ -336,6 +358,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "calls": bench_calls,
     "conversations": bench_conversations,
     "generate": bench_generate,
+    "assess": bench_assess,
     "sdks": bench_sdks,
     "limits": bench_limits,
     "faults": bench_faults,

@@ -204,6 +204,7 @@ def _example(example: Mapping[str, Any]) -> str:
     return f"- {example['type']}\n{context}{rest}"
 
 
+@functools.lru_cache(maxsize=64)
 def nonce(source: Source) -> str:
     """A word that marks the conversation's borders and does not occur in it; the same each time."""
     for number in itertools.count():
@@ -213,7 +214,8 @@ def nonce(source: Source) -> str:
     raise AssertionError("unreachable: counting does not end")
 
 
-def shown(source: Source) -> dict[str, str]:
+@functools.lru_cache(maxsize=64)  # each judge is shown the same
+def shown(source: Source) -> Mapping[str, str]:
     """The conversation between two marks, and the figures about it."""
     word = nonce(source)
     lines = itertools.chain.from_iterable(

@@ -40,7 +40,7 @@ def project(tmp_path: Path) -> Path:
     root = tmp_path / "demo"
     for folder in (".finetune", "scripts", "config", "design"):
         (root / folder).mkdir(parents=True)
-    for name in (*stages.REQUIRES, "assess.py"):
+    for name in (*stages.REQUIRES, "import_transcripts.py"):
         (root / "scripts" / name).write_text(f"open({str(root / 'RAN')!r}, 'w').close()\n")
     return root
 
@@ -121,7 +121,7 @@ export D=ROOT; python "$D/scripts/generate.py"
 eval "python scripts/generate.py"
 bash <<EOF\npython scripts/generate.py\nEOF
 python scripts/generate.py --help; python scripts/generate.py
-python scripts/assess.py && python scripts/audit.py
+python scripts/import_transcripts.py && python scripts/audit.py
 tmux new-session -d 'python scripts/train.py'
 xargs python scripts/generate.py < ids.txt
 cat ids.txt | xargs -n 1 python scripts/generate.py --count 1 --only
@@ -156,7 +156,7 @@ python scripts/generate.py -h
 python scripts/train.py --dry-run
 uv run scripts/train.py --dry-run
 bash -c 'python scripts/generate.py --help'
-python scripts/assess.py
+python scripts/import_transcripts.py
 python -m pytest tests/test_generate.py
 python -m py_compile scripts/generate.py
 python -c "print('scripts/generate.py')"

@@ -576,7 +576,7 @@ def judge_other(messages: Messages, *, schema: Any = None, scope: str = "") -> s
 
 def _judge(name: str, messages: Messages, schema: Any, scope: str) -> str:
     """Answers the criteria that it is asked, from the conversation in the prompt alone."""
-    talk, given = conversation(messages[-1]["content"]), {}
+    talk, given = conversation(messages[1]["content"]), {}
     for criterion in schema.model_fields:
         answer, exchange, quote = truth(criterion, talk)
         chance = rng("judge", name, scope.split(".")[0], criterion).random()

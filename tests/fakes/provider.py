@@ -704,6 +704,7 @@ class Load:
     share_empty: float = 0.0  # a well-formed answer without text
     size: int = 300  # characters of an answer's text
     texts: int = 1  # how many different answers there are, in turns
+    reply: str = ""  # the text of every answer, such as JSON that fits what is asked
     seed: int = 0
 
     def fates(self) -> list[tuple[str, float]]:
@@ -837,6 +838,8 @@ leaks under the sink please send another valve or tell me how long that takes un
 
 def words_of(load: Load, which: int) -> str:
     """The text of an answer: the same for all, or one of several made of everyday words."""
+    if load.reply:
+        return load.reply
     if load.texts == 1:
         return ("These words stand for the answer of a model. " * (load.size // 40 + 1))[
             : load.size

@@ -127,8 +127,10 @@ async def _all(
     part = "" if options.repeat else stage.suffix(options.shard)
     with contextlib.ExitStack() as stack:
         names = dict.fromkeys(task.judge for task in tasks)
-        files = {name: stack.enter_context(infrastructure.Appender(folder / f"{name}{part}.jsonl"))
-                 for name in names}  # fmt: skip
+        # The journal is synced before an answer is seen; a lost line is made from it again.
+        opened = {name: infrastructure.Appender(folder / f"{name}{part}.jsonl", sync=False)
+                  for name in names}  # fmt: skip
+        files = {name: stack.enter_context(file) for name, file in opened.items()}
 
         async def work(task: Task) -> Row:
             row = await judging.judge(
