@@ -17,7 +17,8 @@ import pytest
 from children import CODE
 from designs import choose_model, edit
 
-STAGES = {"personas.py", "generate.py", "import_transcripts.py"}  # those that are built
+# Those that are built.
+STAGES = {"assess.py", "baseline.py", "generate.py", "import_transcripts.py", "personas.py"}
 COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
 
 
@@ -186,11 +187,10 @@ def test_a_forged_ledger_line_never_makes_a_gate_passed(root: Path) -> None:
 
 
 def test_a_gate_whose_stage_is_not_built_never_passes(ready: Path) -> None:
-    finetune(ready, "gate", "model")
-    done = finetune(ready, "gate", "--phase", "design")
+    done = finetune(ready, "gate", "--phase", "train")
     assert done.returncode == 1
     assert "not built yet" in done.stdout
-    assert state(ready, "baseline") == "not built"
+    assert state(ready, "ship") == "not built"
 
 
 def test_twenty_gates_stand_in_their_phases_and_need_only_earlier_ones() -> None:

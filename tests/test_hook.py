@@ -220,7 +220,7 @@ def test_each_script_waits_for_its_own_gate(
 
 
 def test_a_gate_that_went_stale_stops_again(project: Path, tools: str) -> None:
-    open_gate(project, "prompts")
+    open_gate(project, "baseline")
     (project / "config/project.yaml").write_text("roles: {base: two}\n")
     done = hook("python scripts/generate.py", project, tools)
     assert done.returncode == 2

@@ -246,7 +246,7 @@ def _rows(plan: Plan, path: Path, seed: int, purpose: str) -> Iterator[Persona]:
     """The file's personas, each once. One that would not be drawn like this now is an error."""
     report, seen, drawn_now = ReadReport(), set(), {"provenance": None}
     for row in iter_records(path, report):
-        found = re.fullmatch(rf"{PREFIX[purpose]}-(\d{{5,6}})", str(row.get("id")))
+        found = re.fullmatch(r"(?:train|eval|base)-(\d{5,6})", str(row.get("id")))
         if found is None or row["id"] in seen:
             continue  # a persona that you wrote yourself, or a second copy
         fresh, made = _persona(plan, seed, int(found[1]), purpose), row.get("provenance")
