@@ -18,7 +18,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -657,8 +657,8 @@ class Court:
     damaged: Sequence[str] = ()  # transcripts that can't be read, in words
 
     @classmethod
-    def of(cls, root: Path) -> "Court":
-        """Everything that is on the disk now."""
+    def of(cls, root: Path, items: Collection[str] | None = None) -> "Court":
+        """Everything that is on the disk now, or only these transcripts."""
         judges, bench = judge_names(load_project(root).roles.judges), Bench.of(root)
         if not judges:
             said = "config/project.yaml roles.judges: no judge is chosen"
@@ -666,6 +666,8 @@ class Court:
         identities = {name: identity_of(spec, root) for name, spec in judges.items()}
         sources, damaged = dict[str, Source](), []
         for path in find_sources(root):
+            if items is not None and path.stem not in items:
+                continue
             try:
                 source = read_source(path, root)
                 sources[source.id] = source
@@ -705,6 +707,27 @@ def answers_by_criterion(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[st
                 kept = None if answer == "ERROR" else answer
                 found.setdefault(name, {}).setdefault(str(row["id"]), {})[judge] = kept
     return found
+
+
+def repeated(root: Path, court: Court, judge: str) -> Iterator[tuple[str, Row]]:
+    """The lines of a judge that was asked again about what is there now, each with its transcript;
+    one with an ERROR is no answer yet."""
+    for row in iter_records(root / FOLDER / "repeats" / f"{judge}.jsonl"):
+        item = str(row["id"]).rpartition(".repeat-")[0]
+        if court.is_fresh(row | {"id": item}) and is_done(row):
+            yield item, row
+
+
+def repeated_answers(root: Path, court: Court, judge: str) -> dict[str, list[list[str]]]:
+    """By transcript: for each criterion what the judge said each time, the verdict that counts
+    first."""
+    runs: dict[str, dict[str, list[str]]] = {}
+    for item, row in repeated(root, court, judge):
+        first = court.fresh(judge, court.sources[item])
+        for name, answer in row["answers"].items():
+            begun = [first["answers"].get(name, "ERROR")] if first else []
+            runs.setdefault(item, {}).setdefault(name, begun).append(answer)
+    return {item: list(asked.values()) for item, asked in runs.items()}
 
 
 def would_pass(rows: Iterable[Mapping[str, Any]], bench: Bench, rule: str) -> int:

@@ -568,6 +568,16 @@ class Thresholds(Section):
     judge_spread: Share = Field(
         default=0.15, description="a person reads where judges' scores differ by more"
     )
+    judge_tpr: Share = Field(
+        default=0.80, description="of what people call good a judge passes at least this share"
+    )
+    judge_tnr: Share = Field(
+        default=0.70, description="of what people call bad a judge fails at least this share"
+    )
+    judge_labels: Count = Field(
+        default=5,
+        description="transcripts that people call good, and bad, before a judge may filter",
+    )
     fixup_share: Share = Field(
         default=0.30, description="more transcripts than this to repair: the prompt is wrong"
     )
@@ -1007,6 +1017,7 @@ class Calibration(Section):
     context: str = Field(default="", description="what the user wrote before")
     response: Text = Field(description="the reply that is judged")
     reasoning: Text = Field(description="why the verdict is right")
+    source: str = Field(default="", description="id of the transcript that it was taken from")
 
 
 class RubricCriterion(Section):

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from finetune_skills.estimate import estimate
+from finetune_skills.judges import judges
 
 EXAMPLE = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 as_json = click.option("--json", "json_", is_flag=True, help="One JSON object on stdout.")
@@ -316,6 +317,7 @@ def install_skills(user: bool, agent: str, uninstall: bool, force: bool, json_: 
 
 
 main.add_command(estimate)
+main.add_command(judges)
 
 
 @main.command()

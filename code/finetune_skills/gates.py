@@ -19,6 +19,7 @@ from typing import Any
 
 from finetune_skills import checks_design as d
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
+from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
 from finetune_skills.findings import Checked, Finding
 from infrastructure import (
@@ -70,8 +71,8 @@ GATES = {
             "prompts", "design", ("rubric", "personas"), d.PROMPTS_SEEN, d.check_prompts, d.PROMPTS
         ),
         Gate("baseline", "design", ("tokens", "prompts"), BASELINE_SEEN, check_baseline),
-        Gate("pilot", "generate", ("baseline",)),
-        Gate("confirm", "generate", ("pilot",)),
+        Gate("pilot", "generate", ("baseline",), PILOT_SEEN, check_pilot),
+        Gate("confirm", "generate", ("pilot",), CONFIRM_SEEN, check_confirm),
         Gate("scale", "generate", ("confirm",)),
         Gate("audit", "generate", ("scale",)),
         Gate("fixup", "generate", ("audit",)),

@@ -92,22 +92,13 @@ def repeats(court: Court, chosen: Sequence[Source], times: int) -> Iterator[Task
     """The same questions again, about a sample that is the same in every run."""
     able = [each for each in chosen if judging.is_assessable(each, court.bench)]
     sample = sorted(able, key=lambda each: rng("repeat", each.id).random())[:REPEATED]
-    done = {(row["judge"], row["id"]) for row in _repeated(court)}
+    done = {(judge, row["id"]) for judge in court.judges
+            for _, row in judging.repeated(ROOT, court, judge)}  # fmt: skip
     for source in sample:
         for judge in court.judges:
             for number in range(1, times + 1):
                 if (judge, f"{source.id}.repeat-{number}") not in done:
                     yield Task(source, judge, None, number)
-
-
-def _repeated(court: Court) -> Iterator[Row]:
-    """Repeated verdicts on what is there now."""
-    for judge in court.judges:
-        for row in infrastructure.iter_records(ROOT / FOLDER / f"repeats/{judge}.jsonl"):
-            source = court.sources.get(str(row["id"]).rpartition(".repeat-")[0])
-            own = court.identities[judge]
-            if source and judging.is_fresh(row, source, court.bench, own) and is_done(row):
-                yield row
 
 
 def _judge(court: Court, tasks: Sequence[Task], project: Any, options: Any) -> RunReport[Task, Row]:
@@ -267,18 +258,8 @@ def _beyond(units: Mapping[str, Any], statistic: Any) -> dict[str, Any]:
 
 def flips(court: Court) -> dict[str, Any]:
     """How often a judge answers the same question differently."""
-    told = {}
-    for judge in court.judges:
-        runs: dict[str, dict[str, list[str]]] = {}
-        rows = [row for row in _repeated(court) if row["judge"] == judge]
-        for row in rows:
-            item = str(row["id"]).rpartition(".repeat-")[0]
-            first = court.fresh(judge, court.sources[item])
-            for name, answer in row["answers"].items():
-                begun = [first["answers"].get(name, "ERROR")] if first else []
-                runs.setdefault(item, {}).setdefault(name, begun).append(answer)
-        told[judge] = vars(evidence.flip_rate({i: list(n.values()) for i, n in runs.items()}))
-    return told
+    runs = {judge: judging.repeated_answers(ROOT, court, judge) for judge in court.judges}
+    return {judge: vars(evidence.flip_rate(asked)) for judge, asked in runs.items()}
 
 
 def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:

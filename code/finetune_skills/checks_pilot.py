@@ -1,0 +1,235 @@
+"""The checks of the gates `pilot` and `confirm`: people have read, and the rate is what it is said.
+
+Batches of five are for learning. They are never added up, and no rate is required of them; what is
+required is that a person has read all of it and that every finding led somewhere. One fresh batch
+then decides, with prompts and rubric frozen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_skills.findings import Checked, Finding
+from infrastructure import FinetuneError, selector_hash
+
+if TYPE_CHECKING:
+    from finetune_skills.labels import Label
+    from finetune_skills.quality import Standing
+    from judging import Court
+
+REVIEW, ASSESS = "Run: finetune review", "Run: python scripts/assess.py"
+MADE_WITH = (
+    "config/prompts/user_sim.md",
+    "config/prompts/assistant.md",
+    "config/rubric.yaml",
+)  # what a person changes because of a finding
+LABELS = "data/reviews/labels.jsonl"
+PILOT_SEEN = (
+    "config/prompts/user_sim.md",
+    "config/prompts/assistant.md",
+    "config/prompts/assessor.md",
+    "rubric.yaml#/",
+    "persona-template.yaml#/",
+    "artefacts.yaml#/",
+    "project.yaml#/roles/user_sim",
+    "project.yaml#/roles/assistant",
+    "project.yaml#/roles/judges",
+    "project.yaml#/judging",
+)
+CONFIRM_SEEN = (*PILOT_SEEN, "project.yaml#/limits", "project.yaml#/thresholds")
+CLAIM = 0.7  # the share that a confirmed process passes more of
+Batch = Mapping[str, Any]
+
+
+# ── pilot ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_pilot(root: Path) -> Checked:
+    """The last five are made with what is there now, judged, and read by a person to the end; each
+    finding of any five is answered by a change or by an explicit "fine"."""
+    from finetune_skills.labels import load_labels
+
+    checked, all_ = Checked(), batches(root, "pilot")
+    court = _court(root, checked, {item for batch in all_ for item in batch["ids"]})
+    if court is None or not all_:
+        todo = "Run: python scripts/generate.py"
+        checked.findings += [] if all_ else [Finding("data/batches", "no pilot yet.", todo)]
+        return checked
+    last, labels = all_[-1], load_labels(root)
+    checked.items = len(last["ids"])
+    checked.findings += _outdated(root, last, "generate.py")
+    rows = {row["id"]: row for row in court.combined()}
+    checked.findings += _unjudged(last, rows, root)
+    checked.findings += _unread(last, labels, court)
+    for number, batch in enumerate(all_):
+        changed = number + 1 < len(all_) and _differs(batch, last)
+        checked.findings += _unanswered(batch, labels, rows, changed)
+    checked.figures |= {"batch": last["id"]} | learned(last, rows)
+    return checked
+
+
+def learned(batch: Batch, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What five say, and how little that is."""
+    from evidence import at_least
+
+    own = [rows[item] for item in batch["ids"] if item in rows]
+    k, n = sum(row["pass"] is True for row in own), len(own)
+    chance = f"{k} of {n}: a process at 50 % gets there {at_least(k, n, 0.5):.0%} of the time"
+    share = k / n if n else 0.0
+    advice = (
+        "revise the prompts" if share < 0.5 else "iterate: change what was found, then five more"
+    )
+    advice = "when you are content, confirm on a fresh batch" if share > CLAIM else advice
+    return {"passed": chance, "advice": advice}
+
+
+def _unjudged(batch: Batch, rows: Mapping[str, Any], root: Path) -> Iterator[Finding]:
+    for item in batch["ids"]:
+        rejected = root / f"data/raw/rejected/{batch['id']}/{item}.json"
+        if item not in rows and not rejected.exists():
+            todo = "Run: python scripts/generate.py"
+            yield Finding(f"data/batches/{batch['id']}.json", f"{item} is not made yet.", todo)
+        elif item in rows and rows[item]["state"] == "unscored":
+            yield Finding(rows[item]["source_file"], "has no verdict yet.", ASSESS)
+
+
+def _unread(batch: Batch, labels: Sequence[Label], court: Court) -> Iterator[Finding]:
+    """Every transcript and every verdict was seen by a person, as they are now."""
+    from finetune_skills.labels import complete
+
+    todo = f"{REVIEW} --batch {batch['id']}"
+    for item in (each for each in batch["ids"] if each in court.sources):
+        own = [label for label in labels if label.id == item and not label.blind]
+        if not any(complete(label, court.bench.rubric) and not label.stale for label in own):
+            stale = next((label.stale for label in own if label.stale), "")
+            said = f"{item} is not reviewed to the end" + (f": {stale}." if stale else ".")
+            yield Finding(LABELS, said, todo)
+
+
+def _unanswered(
+    batch: Batch, labels: Sequence[Label], rows: Mapping[str, Any], changed: bool
+) -> Iterator[Finding]:
+    """Findings that led to nothing: no prompt and no rubric changed after them, and nobody said
+    that it is fine."""
+    from finetune_skills.labels import findings_of
+
+    for label in labels:
+        if label.id not in batch["ids"] or label.blind or changed:
+            continue
+        for name in findings_of(label, rows.get(label.id)):
+            if not label.fine.get(name, "").strip():
+                todo = "Change a prompt or the rubric and make five more, or say why it is fine."
+                yield Finding(LABELS, f"{batch['id']}: {label.id}, {name}: not answered.", todo)
+
+
+def _differs(one: Batch, other: Batch) -> bool:
+    return any(one["inputs"].get(name) != other["inputs"].get(name) for name in MADE_WITH)
+
+
+# ── confirm ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_confirm(root: Path) -> Checked:
+    """A fresh batch with everything frozen passes often enough, with the judges' own mistakes taken
+    out by people's labels."""
+    from finetune_skills import quality
+    from finetune_skills.labels import label_store
+
+    checked, all_, store = Checked(), batches(root, "confirm"), label_store(root)
+    store.refresh()
+    wanted = {item for batch in all_ for item in batch["ids"]}
+    court = _court(root, checked, wanted | {str(row["id"]) for row in store.newest.values()})
+    if court is None or not all_:
+        todo = "Run: python scripts/generate.py --confirm"
+        said = Finding("data/batches", "no batch to confirm with yet.", todo)
+        checked.findings += [] if all_ else [said]
+        return checked
+    last, rows = all_[-1], {row["id"]: row for row in court.combined()}
+    checked.items = len(last["ids"])
+    checked.findings += _outdated(root, last, "generate.py --confirm")
+    checked.findings += _not_fresh(root, last)
+    checked.findings += _unjudged(last, rows, root)
+    said = quality.people(root, court)
+    together = quality.standings(root, court, said)[-1]
+    own = [rows.get(item, {"pass": False}) for item in last["ids"]]  # a rejected one has failed
+    passed = sum(row["pass"] is True for row in own)
+    checked.figures |= {"batch": last["id"], "attempt": len(all_), "labels": len(said.labels)}
+    checked.findings += decide(checked, passed, len(own), together, len(all_))
+    return checked
+
+
+def decide(
+    checked: Checked, passed: int, n: int, together: Standing, attempt: int
+) -> Iterator[Finding]:
+    """The rule, on the rate that people would give."""
+    from evidence import passes_needed, rogan_gladen
+
+    tpr, tnr = together.overall.tpr.counts, together.overall.tnr.counts
+    needed = passes_needed(n, CLAIM, attempt=attempt)
+    checked.figures |= {"passed": f"{passed} of {n}, as judged", "needed": f"{needed} of {n}"}
+    if together.why_not:
+        yield Finding("judges", f"{together.why_not}.", "Run: finetune judges; label more.")
+        return
+    found = rogan_gladen(passed, n, tpr, tnr)
+    rate = found.rate or 0.0
+    span = f"{found.low or 0:.0%} to {found.high or 0:.0%}"
+    checked.figures["corrected"] = f"{rate:.0%} ({span})"
+    if needed is None or rate * n + 1e-9 < needed:
+        said = f"{rate:.0%} of {n} pass, corrected; {needed} are needed to claim over {CLAIM:.0%}."
+        yield Finding("confirm", said, "Back to five: read, revise, then confirm afresh.")
+
+
+def _not_fresh(root: Path, batch: Batch) -> Iterator[Finding]:
+    """Nobody in it was in another batch, whose conversations the prompts were written on."""
+    others = [each for each in batches(root) if each["id"] != batch["id"]]
+    known = {item: each["id"] for each in others for item in each["ids"]}
+    for item in batch["ids"]:
+        if item in known:
+            said = f"{item} was already in {known[item]}."
+            yield Finding(f"data/batches/{batch['id']}.json", said, "Confirm with fresh people.")
+
+
+# ── both ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def batches(root: Path, kind: str = "") -> list[Batch]:
+    """The frozen batches, in order; one that can't be read counts as none and is told by status."""
+    found = []
+    for path in sorted((root / "data/batches").glob("*.json")):
+        try:
+            batch = dict(json.loads(path.read_bytes()))
+            _ = batch["id"], list(batch["ids"]), dict(batch.get("inputs", {}))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if not kind or batch.get("kind") == kind:
+            found.append(batch | {"inputs": batch.get("inputs", {})})
+    return found
+
+
+def _court(root: Path, checked: Checked, items: Collection[str]) -> Court | None:
+    """What the judges say of these transcripts; their number stays small, however large a set."""
+    from finetune_skills.findings import loaded
+    from judging import Court
+
+    try:
+        court: Court | None = loaded(partial(Court.of, items=items), root, checked)
+    except FinetuneError as error:
+        checked.findings.append(Finding("judges", str(error)))
+        return None
+    for line in court.damaged if court else ():
+        checked.findings.append(Finding("data/raw/transcripts", line))
+    return court
+
+
+def _outdated(root: Path, batch: Batch, script: str) -> Iterator[Finding]:
+    """What the batch was made with, as far as it is a file, against what is there now."""
+    for name, kept in batch["inputs"].items():
+        if "/" in name or "#" in name:
+            selector = "rubric.yaml#/" if name == "config/rubric.yaml" else name
+            if (selector_hash(root, selector) or "")[: len(kept)] != kept:
+                said = f"has changed since {batch['id']} was made."
+                yield Finding(name, said, f"Run: python scripts/{script}")
