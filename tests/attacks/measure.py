@@ -1,11 +1,16 @@
-"""What is in the attack set: `python tests/attacks/measure.py` counts it by kind and language."""
+"""What is in the attack set, and how evidence does on it: `python tests/attacks/measure.py`."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent / "code"))
+
+from judging import place_of  # noqa: E402
+
 SIDES = {"user": 0, "document": 0, "assistant": 1}
 
 Row = dict[str, Any]
@@ -40,5 +45,18 @@ def table(name: str) -> str:
     return "\n".join(lines)
 
 
+def found(name: str) -> list[Row]:
+    """The rows of a file whose quotes are taken for true."""
+    pairs = {item: [tuple(pair) for pair in each["pairs"]] for item, each in talks().items()}
+    told = [
+        (row, place_of(row["quote"], row["exchange"], pairs[row["talk"]])) for row in rows(name)
+    ]
+    return [row for row, place in told if place is not None]
+
+
 if __name__ == "__main__":
     print("\n".join(table(name) for name in ("attacks", "quotes", "made_up")))
+    refused = [row["id"] for row in rows("quotes") if row not in found("quotes")]
+    accepted = [row["id"] for row in found("made_up")]
+    print(f"true quotes refused: {len(refused)} {refused}")
+    print(f"made-up quotes accepted: {len(accepted)} {accepted}")
