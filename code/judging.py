@@ -248,13 +248,23 @@ def _list(values: Sequence[int]) -> str:
 
 # ══ 3 Evidence ════════════════════════════════════════════════════════════════════════════════════
 
-# What two ways of writing the same words may differ in: quotes, dashes, marks of bold and code.
+# What two ways of writing the same words may differ in: quotes, dashes, stops, marks of bold and
+# code, the dot of the Turkish i.
 SAME = str.maketrans({
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc`\u00b4", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d\u300e\u300f", '"'),
+    **dict.fromkeys('"\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d\u300e\u300f', None),
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
     **dict.fromkeys("*_#", None),
+    **dict.fromkeys("\u3002\u0964\u06d4", "."), **dict.fromkeys("\u060c\u3001", ","),
+    "\u061b": ";", "\u061f": "?", "\u0131": "i",
 })  # fmt: skip
+# Scripts that put no space between words: Thai to Khmer, Chinese, Japanese.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+# A letter or digit that is half a word without its neighbour. Hebrew and Arabic write their "and"
+# and "the" together with the word, so there a quote may begin inside.
+JOINED = rf"[^\W{UNSPACED}\u05d0-\u05ea\u0620-\u064a\u066e-\u06d3]"
+QUOTED = re.compile(r"(?<!\w)'|'(?!\w)")  # a single quote that is no apostrophe
+GAP = re.compile(rf" (?=[^\w -]|[{UNSPACED}])|(?<=[{UNSPACED}]) ")  # a space that tells nothing
 ELLIPSIS = re.compile(r"\s*(?:\[\s*\.{3}\s*\]|\(\s*\.{3}\s*\)|\.{3,})\s*")
 EDGES = " \t\n\"'.,;:!?-()[]"
 FALSE, NONE = "nobody said", "no evidence was given"
@@ -267,7 +277,8 @@ def plain(text: str) -> str:
     """Text as it is compared: one form of each sign, no invisible ones, single spaces."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(SAME)
     seen = (c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c.isspace())
-    return " ".join("".join(seen).split())
+    text = re.sub("-+", "-", QUOTED.sub("", "".join(seen)))
+    return GAP.sub("", " ".join(text.split()))
 
 
 def place_of(quote: str, exchange: int, pairs: Sequence[Pair]) -> int | None:
@@ -276,7 +287,7 @@ def place_of(quote: str, exchange: int, pairs: Sequence[Pair]) -> int | None:
         return _bare_sign(quote, exchange, pairs)
     named = [exchange] if 1 <= exchange <= len(pairs) else []
     for number in itertools.chain(named, range(1, len(pairs) + 1)):
-        if any(_stands_in(_parts(quote), plain(text)) for text in pairs[number - 1]):
+        if any(_stands_in(quote, plain(text)) for text in pairs[number - 1]):
             return number
     return None
 
@@ -289,16 +300,27 @@ def _parts(quote: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
-def _stands_in(parts: Sequence[str], text: str) -> bool:
+def _stands_in(quote: str, text: str) -> bool:
     """All pieces, in order, in one message; a piece of a letter or two proves nothing."""
-    at = 0
+    at, parts = 0, _parts(quote)
+    if plain(quote).strip(EDGES) == text.strip(EDGES):
+        return True
     for part in parts:
-        at = text.find(part, at)
-        short = len(part) < LEAST and part != text.strip(EDGES) and part.isascii()
-        if at < 0 or short:
+        found = _whole_words(part).search(text, at)
+        if not found or (len(part) < LEAST and part.isascii()):
             return False
-        at += len(part)
+        at = found.end()
     return bool(parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _whole_words(part: str) -> re.Pattern[str]:
+    """These words, not begun or ended inside of a word or a number: "cannot" holds no "can"."""
+    before = rf"(?<!{JOINED})" if re.match(JOINED, part) else ""
+    after = rf"(?!'?{JOINED})" if re.match(JOINED, part[-1]) else ""
+    before += r"(?<!\d[.,:])" if part[0].isdigit() else ""
+    after += r"(?![.,:]\d)" if part[-1].isdigit() else ""
+    return re.compile(before + re.escape(part) + after)
 
 
 def _bare_sign(quote: str, exchange: int, pairs: Sequence[Pair]) -> int | None:
