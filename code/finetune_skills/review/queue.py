@@ -87,11 +87,15 @@ class Queue:
     records: Records
     store: labels.Store
     items: dict[str, Item] = field(default_factory=dict)
+    _labels: dict[tuple[str, str], tuple[Row, labels.Label, str]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Look again at transcripts, verdicts, batches and labels."""
-        self.records.refresh()
+        changed = self.records.refresh()
         self.store.refresh()
+        if not changed and self.items:
+            return
+        self._labels = {}
         entries, scope = self.records.transcripts.entries, self.scope
         if scope.batch and scope.batch not in self.records.batches:
             said = unknown("batch", scope.batch, self.records.batches or ["none yet"])
@@ -103,8 +107,11 @@ class Queue:
         self.items = {item.entry.id: item for item in ordered}
 
     def glance(self, entry: Entry) -> None:
-        """Look again at all only where this transcript or a verdict has changed; cheap if not."""
-        if self.records.transcripts.changed(entry) or self.records.assessments.changed():
+        """Look again at all only where this transcript, verdicts or rubric changed; else cheap."""
+        records = self.records
+        changed = records.transcripts.changed(entry) or records.assessments.changed()
+        if changed or records.read_rubric():
+            self.items = {}  # a rubric that was read now is no news to the next look
             self.refresh()
         else:
             self.store.refresh()
@@ -134,20 +141,28 @@ class Queue:
 
     def label(self, entry: Entry, reviewer: str) -> labels.Label | None:
         """This reviewer's own newest label, in this mode."""
-        row = self.store.newest.get((entry.id, reviewer, self.scope.blind))
-        if row is None:
-            return None
-        rubric = self.records.rubric.hash
-        return labels.Label.of(row, labels.stale_reason(row, entry, rubric, self.records))
+        found = self._found(entry, reviewer)
+        return found[1] if found else None
 
     def progress(self, entry: Entry, reviewer: str) -> str:
         """To do, begun, done, or stale."""
-        label = self.label(entry, reviewer)
-        if label is None:
-            return TODO
-        if label.stale:
-            return STALE
-        return DONE if labels.complete(label, self.records.rubric) else BEGUN
+        found = self._found(entry, reviewer)
+        return found[2] if found else TODO
+
+    def _found(self, entry: Entry, reviewer: str) -> tuple[Row, labels.Label, str] | None:
+        """Row, label and progress, worked out once for each row."""
+        row = self.store.newest.get((entry.id, reviewer, self.scope.blind))
+        if row is None:
+            return None
+        known = self._labels.get((entry.id, reviewer))
+        if known and known[0] is row:
+            return known
+        rubric = self.records.rubric
+        label = labels.Label.of(row, labels.stale_reason(row, entry, rubric.hash, self.records))
+        state = DONE if labels.complete(label, rubric) else BEGUN
+        found = row, label, STALE if label.stale else state
+        self._labels[entry.id, reviewer] = found
+        return found
 
     def _batches(self) -> dict[str, tuple[int, str]]:
         """Of each id in a batch that has to be read: its place, and the batch's name."""

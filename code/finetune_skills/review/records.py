@@ -154,13 +154,14 @@ class Transcripts:
     problems: list[str] = field(default_factory=list)
     _known: dict[Path, tuple[Stamp, Entry | str]] = field(default_factory=dict)
 
-    def refresh(self) -> None:
-        """Look at every file's stamp; read what is new or changed."""
+    def refresh(self) -> bool:
+        """Look at every file's stamp, read what is new or changed; whether there was any."""
         known, self._known, self.problems = self._known, {}, []
         raw = self._by_id(RAW, known)
         repaired = self._by_id(REPAIRED, known)
         self.entries = raw | repaired
         self.originals = {name: entry for name, entry in raw.items() if name in repaired}
+        return known != self._known
 
     def changed(self, entry: Entry) -> bool:
         """Whether the file of this entry is no longer as it was read."""
@@ -175,11 +176,10 @@ class Transcripts:
             old = known.get(path)
             made = old[1] if old and old[0] == stamp else read_entry(path, folder == REPAIRED)
             self._known[path] = stamp, made
-            shown = path.relative_to(self.root)
             if isinstance(made, str):
-                self.problems.append(made.replace(str(path), str(shown)))
+                self.problems.append(made.replace(f"{self.root}/", "", 1))
             elif made.id in found:
-                first = found[made.id].path.relative_to(self.root)
+                shown, first = (p.relative_to(self.root) for p in (path, found[made.id].path))
                 self.problems.append(f"{shown}: the id {made.id} is also that of {first}; left out")
             else:
                 found[made.id] = made
@@ -202,34 +202,53 @@ def verdict_hash(row: Mapping[str, Any]) -> str:
     return canonical_hash([row.get("answers") or {}, row.get("quotes") or {}])
 
 
+@dataclass(frozen=True)
+class JudgeFile:
+    """One file of verdicts: whose it is, and the row of each transcript."""
+
+    stamp: Stamp
+    name: str
+    rows: dict[str, Row]
+    problems: list[str]
+
+
+def read_judge(path: Path, stamp: Stamp) -> JudgeFile:
+    report = ReadReport()
+    rows = load_checkpoint_results(path, report)
+    hashed = {item: row | {SEEN: verdict_hash(row)} for item, row in rows.items()}
+    bad = [f"{ASSESSMENTS}/{path.name}:{number}: skipped: {why}" for number, why in report.bad]
+    return JudgeFile(stamp, SHARD.sub("", path.stem), hashed, bad)
+
+
 @dataclass
 class Assessments:
     """All judges' rows and the combined ones, by transcript; rows of other inputs stay apart."""
 
     root: Path
-    problems: list[str] = field(default_factory=list)
-    _files: dict[Path, tuple[Stamp, dict[str, Row]]] = field(default_factory=dict)
+    _files: dict[Path, JudgeFile] = field(default_factory=dict)
 
-    def refresh(self) -> None:
-        known, self._files, self.problems = self._files, {}, []
-        for path, stamp in files_under(self.root / ASSESSMENTS, ".jsonl"):
-            if path in known and known[path][0] == stamp:
-                self._files[path] = known[path]
-                continue
-            report = ReadReport()
-            rows = load_checkpoint_results(path, report)
-            hashed = {item: row | {SEEN: verdict_hash(row)} for item, row in rows.items()}
-            self._files[path] = stamp, hashed
-            shown = path.relative_to(self.root)
-            self.problems += [f"{shown}:{number}: skipped: {why}" for number, why in report.bad]
+    def refresh(self) -> bool:
+        """Read the files that came or changed; whether there were any, or one went."""
+        if not self.changed():
+            return False
+        known, there = self._files, files_under(self.root / ASSESSMENTS, ".jsonl")
+        self._files = {
+            path: known[path] if path in known and known[path].stamp == stamp
+            else read_judge(path, stamp)
+            for path, stamp in there
+        }  # fmt: skip
+        return True
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for file in self._files.values() for problem in file.problems]
 
     def of(self, item: str) -> Iterator[tuple[str, Row]]:
         """Each judge's rows about one transcript, `combined` among them."""
-        for path, (_, rows) in self._files.items():
-            if row := rows.get(item):
-                name = SHARD.sub("", path.stem)
-                judge = as_text(row.get("judge"))
-                yield (name if name == COMBINED or not judge else judge), row
+        for file in self._files.values():
+            if row := file.rows.get(item):
+                judge = "" if file.name == COMBINED else row.get("judge")
+                yield judge if isinstance(judge, str) and judge else file.name, row
 
     def current(self, entry: Entry, rubric: str) -> dict[str, Row]:
         """The rows that are about this very text and this very rubric; done ones first."""
@@ -243,7 +262,7 @@ class Assessments:
     def changed(self) -> bool:
         """Whether a file came, went or grew since the last look."""
         there = dict(files_under(self.root / ASSESSMENTS, ".jsonl"))
-        return there != {path: stamp for path, (stamp, _) in self._files.items()}
+        return there != {path: file.stamp for path, file in self._files.items()}
 
 
 # ── batches, rubric, all together ─────────────────────────────────────────────────────────────────
@@ -283,19 +302,30 @@ class Records:
     def __post_init__(self) -> None:
         self.transcripts, self.assessments = Transcripts(self.root), Assessments(self.root)
 
-    def refresh(self) -> None:
-        self.transcripts.refresh()
-        self.assessments.refresh()
-        self.batches = read_batches(self.root)
+    def refresh(self) -> bool:
+        """Look at everything again; whether anything has changed."""
+        batches = read_batches(self.root)
+        changed = [self.transcripts.refresh(), self.assessments.refresh(), self.read_rubric()]
+        changed.append(batches != self.batches)
+        self.batches = batches
+        return any(changed)
 
     @property
     def rubric(self) -> Rubric:
-        """The rubric as it is now; FinetuneError names every mistake."""
+        """The rubric as it was when somebody last looked."""
+        if self._rubric is None:
+            self.read_rubric()
+        assert self._rubric is not None  # noqa: S101 - it was just read
+        return self._rubric[1]
+
+    def read_rubric(self) -> bool:
+        """Read the rubric if its file has changed; FinetuneError names every mistake in it."""
         path = self.root / RUBRIC
         stamp = stamp_of(path.stat()) if path.exists() else (0, 0, 0)
-        if self._rubric is None or self._rubric[0] != stamp:
-            self._rubric = stamp, load_rubric(path, draft=True)
-        return self._rubric[1]
+        if self._rubric is not None and self._rubric[0] == stamp:
+            return False
+        self._rubric = stamp, load_rubric(path, draft=True)
+        return True
 
     @property
     def problems(self) -> list[str]:

@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -40,7 +41,11 @@ KINDS = {".js": "text/javascript", ".css": "text/css"}
 FIRST_PORT, PORTS = 18_000, 12_000  # below the ports that systems hand out by themselves
 ENDS = 2  # seconds that open requests get at the end
 
-Answer = Callable[[Request], Awaitable[Response]]
+PLAIN = Markup(
+    """<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>
+<link rel="stylesheet" href="/static/review.css"><body><main class="card">
+<h1>{text}</h1><p><a href="/">Back to the queue</a></p></main></body></html>"""
+)
 
 
 def templates() -> Environment:
@@ -269,18 +274,21 @@ async def static(request: Request) -> Response:
     return FileResponse(path, media_type=KINDS[path.suffix])
 
 
-async def told(_: Request, error: Exception) -> Response:
+async def told(request: Request, error: Exception) -> Response:
     """Our own errors as text: the page shows them and keeps what it could not save."""
-    full = isinstance(error, DiskStop | OSError)
-    return JSONResponse({"error": str(error)}, 507 if full else 400)
+    return said_as(request, str(error), 507 if isinstance(error, DiskStop | OSError) else 400)
 
 
 async def missing(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 500)
-    said = getattr(error, "detail", "")
+    return said_as(request, getattr(error, "detail", ""), getattr(error, "status_code", 500))
+
+
+def said_as(request: Request, text: str, status: int) -> Response:
+    """An error for a script or for a person."""
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": said}, status)
-    return HTMLResponse(f"<!doctype html><title>{status}</title><p>{shown(said)}</p>", status)
+        return JSONResponse({"error": text}, status)
+    page = PLAIN.format(status=status, text=shown(text))
+    return HTMLResponse(page, status)
 
 
 async def too_large(_: Request, __: Exception) -> Response:
@@ -330,16 +338,22 @@ def listen(port: int, root: Path) -> socket.socket:
 def serve(review: Review, made: socket.socket, announce: Callable[[str, int], None]) -> None:
     """Answer until Ctrl-C; `announce` gets the address with its one-time token."""
     port = made.getsockname()[1]
+    guard, server = server_of(review, port)
+    made.listen()
+    with stops():
+        announce(f"http://127.0.0.1:{port}/?token={guard.token}", port)
+        server.run(sockets=[made])
+
+
+def server_of(review: Review, port: int) -> tuple[Guard, uvicorn.Server]:
+    """The guarded application in a server that logs nothing and trusts no proxy."""
     guard = Guard(review.app(), port)
     config = uvicorn.Config(
         guard, log_level="error", access_log=False, lifespan="off", ws="none", http="h11",
         loop="asyncio", proxy_headers=False, server_header=False,
         timeout_graceful_shutdown=ENDS,
     )  # fmt: skip
-    made.listen()
-    with stops():
-        announce(f"http://127.0.0.1:{port}/?token={guard.token}", port)
-        uvicorn.Server(config).run(sockets=[made])
+    return guard, uvicorn.Server(config)
 
 
 @contextlib.contextmanager

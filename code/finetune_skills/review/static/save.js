@@ -60,8 +60,11 @@ export function say(words, kind = "") {
   place.dataset.kind = kind;
 }
 
-export function notice(words, href, linked) {
+/** A line over the page; an empty one takes away what this kind has said, and nothing else. */
+function notice(words, kind, href, linked) {
   const place = document.getElementById("notice");
+  if (!words && place.dataset.kind !== kind) return;
+  place.dataset.kind = kind;
   place.replaceChildren(words);
   if (href) {
     const link = document.createElement("a");
@@ -69,6 +72,12 @@ export function notice(words, href, linked) {
     place.append(" ", link);
   }
   place.hidden = !words;
+}
+
+/** A line that goes away by itself. */
+export function hint(words) {
+  notice(words, "hint");
+  setTimeout(() => notice("", "hint"), 8000);
 }
 
 const CLOSED = "The review was started again. Open the new address that the terminal shows: what is "
@@ -129,7 +138,7 @@ export class Saver {
 
   #saved(label, revision) {
     Object.assign(this, { base: revision, sent: null, unsure: [], tries: 0 });
-    notice("");
+    notice("", "saver");
     if (this.label !== label) return this.pump();
     this.clean();
   }
@@ -161,7 +170,7 @@ export class Saver {
     this.keep();
     const known = status >= 400 && status !== 403 && status !== 503;
     say(known ? "Not saved" : "Not saved yet", "bad");
-    notice(status === 403 ? CLOSED : known ? `${data.error || status}` : AWAY);
+    notice(status === 403 ? CLOSED : known ? `${data.error || status}` : AWAY, "saver");
     const pause = known ? 10000 : Math.min(8000, 500 * 2 ** this.tries++);
     this.timer = setTimeout(() => this.pump(), pause);
   }
@@ -198,7 +207,7 @@ export async function sendLeft(own) {
       sent += 1;
     } else if (status === 409) {
       const page = entry.url.replace("/api/labels/", "/t/").replace("/api/", "/");
-      notice("Another window saved something else here first:", page, `compare ${entry.id}`);
+      notice("Another window saved something else first:", "left", page, `compare ${entry.id}`);
     }
   }
   if (sent) say(sent === 1 ? "1 kept change was sent" : `${sent} kept changes were sent`, "good");

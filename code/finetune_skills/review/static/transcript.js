@@ -1,5 +1,5 @@
 import { keys, tabs } from "./keys.js";
-import { Saver, ask, compare, guardLinks, notice, say, sendLeft } from "./save.js";
+import { Saver, ask, compare, guardLinks, hint, say, sendLeft } from "./save.js";
 
 const review = document.getElementById("review");
 const start = JSON.parse(review.dataset.state);
@@ -69,7 +69,6 @@ function undo() {
   const changed = start.asked.find((c) => last.criteria[c] !== label.criteria[c]);
   change(last, true);
   if (changed) focusCard(cards.findIndex((card) => card.dataset.id === changed));
-  notice("");
 }
 
 // ── showing ───────────────────────────────────────────────────────────────────────────────────────
@@ -93,7 +92,7 @@ function show(next) {
   const left = missing().length;
   const words = [left ? `${left} criteria` : "", label.verdict ? "" : "the verdict"];
   const said = words.filter(Boolean).join(" and ");
-  document.getElementById("left").textContent = said ? `Left: ${said}` : "All answered";
+  document.getElementById("still").textContent = said ? `Left: ${said}` : "All answered";
   document.getElementById("count").textContent = `${start.asked.length - left}/${start.asked.length}`;
   document.body.toggleAttribute("data-complete", complete());
   on.classList.toggle("primary", complete());
@@ -146,6 +145,7 @@ function showFindings() {
     item.querySelector("label span").textContent = wordsOf(finding);
     const field = item.querySelector("input");
     if (document.activeElement !== field) field.value = label.fine[finding] || "";
+    if (!list.contains(document.activeElement)) list.append(item); // in the order of the criteria
   }
   place.hidden = !wanted.length;
 }
@@ -217,7 +217,7 @@ function agreeWithRest() {
   if (!rest.length) return say("Nothing left that two judges or more agree on");
   const added = Object.fromEntries(rest.map((criterion) => [criterion, start.shown[criterion]]));
   change({ criteria: { ...label.criteria, ...added } });
-  notice(`Agreed on ${rest.join(", ")}. z takes it back.`);
+  hint(`Agreed on ${rest.join(", ")}. z takes it back.`);
   onward();
 }
 
