@@ -8,12 +8,14 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import http.client
 import json
 import os
 import random
 import resource
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -655,6 +657,94 @@ APPENDS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
 }
 
 
+# == review ========================================================================================
+
+WORDS = ("the", "filter", "drips", "since", "monday", "and", "my", "order", "did", "not", "arrive")
+
+
+def run_review(spec: Spec) -> Figures:
+    """CPU of the review server and its client together, for views of a large project."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from finetune_skills.review import server
+    from finetune_skills.review.queue import Scope
+
+    with tempfile.TemporaryDirectory() as name:
+        root = large_project(Path(name) / "desk", spec["items"])
+        with Meter() as start:
+            review = server.prepare(Scope(root), "Ann", "en", None, 1)
+        label_half(review)
+        made = server.listen(0, root)
+        port = made.getsockname()[1]
+        guard, serving = server.server_of(review, port)
+        made.listen()
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [made]})
+        thread.start()
+        try:
+            return {"start_s": start.cpu_s} | view_figures(port, guard)
+        finally:
+            serving.should_exit = True
+            thread.join()
+
+
+def view_figures(port: int, guard: Any) -> Figures:
+    """The first view, then steps through conversations of both lengths, each on its own."""
+    cookie = f"{guard.cookie_name}={guard.cookie}"
+    first = cpu_of_view(port, cookie, "/")
+    again = max(cpu_of_view(port, cookie, "/?reason=all&page=7") for _ in range(5))
+    short = max(cpu_of_view(port, cookie, f"/t/r{n:04}") for n in range(11, 19))
+    long = max(cpu_of_view(port, cookie, f"/t/r{n:04}") for n in range(0, 80, 10))
+    return {"first_s": first, "queue_s": again, "step_s": short, "long_step_s": long}
+
+
+def cpu_of_view(port: int, cookie: str, path: str) -> float:
+    with Meter() as meter:
+        wire = http.client.HTTPConnection("127.0.0.1", port)
+        wire.request("GET", path, headers={"cookie": cookie})
+        answer = wire.getresponse()
+        text = answer.read()
+        wire.close()
+    if answer.status != 200 or len(text) < 10_000:
+        raise RuntimeError(f"{path}: {answer.status}, {len(text)} bytes")
+    return meter.cpu_s
+
+
+def large_project(root: Path, count: int) -> Path:
+    """Transcripts of 12 exchanges, every tenth of 100, each with verdicts of two judges."""
+    import reviews
+
+    made = reviews.Project(root)
+    for number in range(count):
+        draw = random.Random(number)
+        length = 100 if number % 10 == 0 else 12
+        pairs = [(text_of(draw, 30), text_of(draw, 80)) for _ in range(length)]
+        quotes = {c: [{"exchange": n + 1, "quote": pairs[n][1][40:90]}] * 2
+                  for n, c in enumerate(made.rubric.criteria) if n < length}  # fmt: skip
+        made.transcript(f"r{number:04}", pairs)
+        no = {c: "NO" for c in made.rubric.criteria if draw.random() < 0.1}
+        made.assess(f"r{number:04}", pairs, {"strict": no}, quotes=quotes)
+    return root
+
+
+def text_of(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choices(WORDS, k=words))
+
+
+def label_half(review: Any) -> None:
+    """Half of everything is labelled already, each with what was seen."""
+    from finetune_skills.review import views
+    from finetune_skills.review.records import read_transcript
+
+    queue = review.queue
+    answers = dict.fromkeys(queue.records.rubric.criteria, "YES")
+    for number, (item, found) in enumerate(queue.items.items()):
+        if number % 2:
+            rows = queue.records.current(found.entry)
+            text = read_transcript(found.entry.path)
+            state = views.label_state(queue, found.entry, text, rows, "Ann")
+            row = {"id": item, "reviewer": "Ann", "blind": False, "verdict": "good"}
+            queue.store.save(row | state["hashes"] | {"criteria": answers}, 0)
+
+
 # == import ========================================================================================
 
 
@@ -671,6 +761,7 @@ JOBS: dict[str, Callable[[Spec], Figures]] = {
     "assess": run_assess,
     "prefixes": run_prefixes,
     "appends": run_appends,
+    "review": run_review,
     "import": run_import,
 }
 

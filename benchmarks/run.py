@@ -346,6 +346,22 @@ def bench_appends(bench: Bench) -> Iterator[Row]:
     yield Row("bytes per row", kept.all[0]["row_bytes"], form="{:,.0f}")
 
 
+def bench_review(bench: Bench) -> Iterator[Row]:
+    """CPU of server and client for one view of 1,000 transcripts, every tenth of 100 exchanges."""
+    name = "review, 1,000 transcripts"
+    samples = bench.in_turns({name: {"job": "review", "items": 1000}})[name]
+    for figure, what in {
+        "first_s": "first view of the queue",
+        "queue_s": "a later view of the queue, slowest of 5",
+        "step_s": "step to the next, 12 exchanges, slowest of 8",
+        "long_step_s": "step to the next, 100 exchanges, slowest of 8",
+    }.items():
+        spent = max(run[figure] for run in samples.all)
+        yield Row(f"review: {what}: CPU s", spent, 0.1, form="{:.3f}")
+    start = samples.median(lambda run: run["start_s"])
+    yield Row("review: reading everything at the start: CPU s", start)
+
+
 def bench_imports(bench: Bench) -> Iterator[Row]:
     """CPU seconds of `import infrastructure` in a fresh process."""
     spec = {"job": "import", "module": "infrastructure"}
@@ -365,6 +381,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "jitter": bench_jitter,
     "tokens": bench_tokens,
     "appends": bench_appends,
+    "review": bench_review,
     "imports": bench_imports,
 }
 

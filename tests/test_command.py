@@ -344,7 +344,7 @@ def test_two_projects_in_one_environment_each_run_their_own_modules(
 
 def test_every_verb_has_help_with_an_example_within_80_columns(tmp_path: Path) -> None:
     verbs = ["init", "status", "gate", "approve", "waive", "upgrade", "install", "doctor"]
-    verbs += ["estimate", "rehearse"]
+    verbs += ["estimate", "rehearse", "review"]
     for verb in verbs:
         said = finetune(tmp_path, verb, "--help").stdout
         assert f"Example: finetune {verb}" in said

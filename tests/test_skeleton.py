@@ -121,6 +121,16 @@ def test_the_wheel_carries_the_bundle_without_caches_and_without_itself(wheel: P
     assert not [name for name in inside if "__pycache__" in name or "finetune_skills" in name]
 
 
+def test_the_wheel_carries_the_pages_of_the_review(wheel: Path) -> None:
+    pages = {
+        str(path.relative_to(ROOT / "code"))
+        for folder in ("templates", "static")
+        for path in (ROOT / "code/finetune_skills/review" / folder).iterdir()
+    }
+    assert len(pages) > 8
+    assert pages <= set(names_in(wheel))
+
+
 def test_templates_travel_with_their_dotfiles_and_without_secrets_and_caches(
     tmp_path: Path,
 ) -> None:
@@ -131,8 +141,8 @@ def test_templates_travel_with_their_dotfiles_and_without_secrets_and_caches(
     for name in (".env.example", ".env", "data/x.jsonl", "scripts/__pycache__/generate.pyc"):
         (templates / name).parent.mkdir(parents=True, exist_ok=True)
         (templates / name).touch()
-    inside = [name for name in names_in(build(tmp_path, tmp_path)) if "/templates/" in name]
     prefix = "finetune_skills/_bundle/code/templates/"
+    inside = [name for name in names_in(build(tmp_path, tmp_path)) if name.startswith(prefix)]
     assert sorted(inside) == [f"{prefix}.env.example", f"{prefix}data/x.jsonl"]
 
 

@@ -145,8 +145,8 @@ def check_confirm(root: Path) -> Checked:
     court = _court(root, checked, wanted | {str(row["id"]) for row in store.newest.values()})
     if court is None or not all_:
         todo = "Run: python scripts/generate.py --confirm"
-        said = Finding("data/batches", "no batch to confirm with yet.", todo)
-        checked.findings += [] if all_ else [said]
+        none = Finding("data/batches", "no batch to confirm with yet.", todo)
+        checked.findings += [] if all_ else [none]
         return checked
     last, rows = all_[-1], {row["id"]: row for row in court.combined()}
     checked.items = len(last["ids"])
@@ -198,7 +198,7 @@ def _not_fresh(root: Path, batch: Batch) -> Iterator[Finding]:
 
 def batches(root: Path, kind: str = "") -> list[Batch]:
     """The frozen batches, in order; one that can't be read counts as none and is told by status."""
-    found = []
+    found: list[Batch] = []
     for path in sorted((root / "data/batches").glob("*.json")):
         try:
             batch = dict(json.loads(path.read_bytes()))

@@ -341,6 +341,40 @@ def rehearse(keep: Path | None, full: bool, json_: bool) -> None:
     sys.exit(0 if done.passed else 1)
 
 
+@main.command()
+@click.option("--batch", default="", metavar="NAME", help="Only this batch, such as pilot-001.")
+@click.option("--blind", is_flag=True, help="Hide every verdict: for measuring the judges.")
+@click.option(
+    "--ab", type=click.Path(path_type=Path), metavar="FILE", help="Compare pairs of files."
+)
+@click.option("--by", default="", metavar="NAME", help="Your name; else the page asks.")
+@click.option("--sample", type=click.IntRange(min=0), help="Drawn at random; start value 10.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: this project's own.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@as_json
+def review(
+    batch: str,
+    blind: bool,
+    ab: Path | None,
+    by: str,
+    sample: int | None,
+    port: int,
+    no_browser: bool,
+    json_: bool,
+) -> None:
+    """Read transcripts beside their verdicts and label them, on a page of this machine only.
+
+    A person does this. Labels go to data/reviews/labels.jsonl as you work. Ctrl-C ends it.
+
+    Example: finetune review --batch pilot-001
+    """
+    from finetune_skills.review import start
+
+    root = project()
+    given = start.Given(batch, blind, ab, by, sample, port, not no_browser)
+    start.review(root, given, lambda url, at: show({"url": url, "port": at}, url, json_))
+
+
 PACKAGES: tuple[str, ...] = (
     "pydantic",
     "tenacity",

@@ -1,0 +1,1 @@
+"""`finetune review`: transcripts and verdicts on a local page, read and labelled by a person."""
