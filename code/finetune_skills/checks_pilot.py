@@ -28,6 +28,7 @@ MADE_WITH = (
     "config/rubric.yaml",
 )  # what a person changes because of a finding
 LABELS = "data/reviews/labels.jsonl"
+JUDGES = "It may not filter. Run: finetune judges"
 PILOT_SEEN = (
     "config/prompts/user_sim.md",
     "config/prompts/assistant.md",
@@ -154,11 +155,14 @@ def check_confirm(root: Path) -> Checked:
     checked.findings += _not_fresh(root, last)
     checked.findings += _unjudged(last, rows, root)
     said = quality.people(root, court)
-    together = quality.standings(root, court, said)[-1]
+    standings = quality.standings(root, court, said)
     own = [rows.get(item, {"pass": False}) for item in last["ids"]]  # a rejected one has failed
     passed = sum(row["pass"] is True for row in own)
     checked.figures |= {"batch": last["id"], "attempt": len(all_), "labels": len(said.labels)}
-    checked.findings += decide(checked, passed, len(own), together, len(all_))
+    unfit = [each for each in standings if each.why_not]
+    checked.findings += [Finding(each.name, f"{each.why_not}.", JUDGES) for each in unfit]
+    if not unfit:
+        checked.findings += decide(checked, passed, len(own), standings[-1], len(all_))
     return checked
 
 
@@ -171,9 +175,6 @@ def decide(
     tpr, tnr = together.overall.tpr.counts, together.overall.tnr.counts
     needed = passes_needed(n, CLAIM, attempt=attempt)
     checked.figures |= {"passed": f"{passed} of {n}, as judged", "needed": f"{needed} of {n}"}
-    if together.why_not:
-        yield Finding("judges", f"{together.why_not}.", "Run: finetune judges; label more.")
-        return
     found = rogan_gladen(passed, n, tpr, tnr)
     rate = found.rate or 0.0
     span = f"{found.low or 0:.0%} to {found.high or 0:.0%}"

@@ -42,7 +42,7 @@ def judges(examples: bool, json_: bool) -> None:
     root = project_root()
     court = Court.of(root)
     said = quality.people(root, court)
-    found = quality.standings(root, court, said)
+    found = quality.standings(root, court, said, needed=True)
     proposed = quality.proposals(court, said, found)
     told = report(said, found, proposed)
     if examples:
@@ -89,7 +89,9 @@ def judge(each: Mapping[str, Any], court: Court) -> Iterator[str]:
     yield f"  kappa {number(overall['kappa'])}; flips {flips(each['flips'])}"
     yield f"  pass rate {percent(corrected['raw'])} as judged, {rate(corrected)} corrected"
     if each["needed"]:
-        yield f"  for an interval of 25 points: {each['needed']} labels in all"
+        yield f"  for an interval of 25 points: about {each['needed']} labels in all"
+    elif corrected["rate"] is not None:
+        yield "  for an interval of 25 points: judge more transcripts; more labels alone won't do"
     if each["kin"]:
         yield from wrap(f"  Of one family with the assistant ({each['kin']}). {MILD}", WIDTH)
     yield from mistakes("passed, people say bad", each["false_passes"], court)

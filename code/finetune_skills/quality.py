@@ -1,7 +1,8 @@
 """What the labels of people say about each judge: may it filter, and what is the true pass rate?
 
-Only labels that are complete and not stale count, one for each transcript: a blind one before one
-that was given beside the judges' answers. A transcript whose words became a calibration example
+Only labels that are complete and about the words and the rubric that are there now count, one for
+each transcript: a blind one before one that was given beside the judges' answers. A judge that has
+changed since does not undo what people said. A transcript whose words became a calibration example
 says nothing about the judge any more, and is left out.
 """
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 GOOD = {"good": True, "bad": False}  # a verdict of `unsure` is none
 TOGETHER = "all judges together"  # what really filters
-SHOWN = 5  # transcripts named for each mistake
+OTHER_VERDICT = "the verdict of"  # how a label's reason begins that is about a judge, not the words
 Verdicts = Mapping[str, Mapping[str, Any]]  # by transcript
 
 
@@ -65,9 +66,9 @@ def people(root: Path, court: Court) -> People:
     stale = unfinished = example = 0
     labels = load_labels(root)
     for label in labels:
-        stale += bool(label.stale)
-        unfinished += not label.stale and not complete(label, court.bench.rubric)
-        if label.stale or not complete(label, court.bench.rubric):
+        old, done = _is_old(label), complete(label, court.bench.rubric)
+        stale, unfinished = stale + old, unfinished + (not old and not done)
+        if old or not done:
             continue
         example += label.id in examples
         known = found.get(label.id)
@@ -77,26 +78,30 @@ def people(root: Path, court: Court) -> People:
     return People(found, stale, unfinished, example, names)
 
 
+def _is_old(label: Label) -> bool:
+    return bool(label.stale) and not label.stale.startswith(OTHER_VERDICT)
+
+
 def _counts_more(one: Label, other: Label) -> bool:
     """A blind label before one that was given in view of the answers; then the newer one."""
     return (one.blind, one.at) > (other.blind, other.at)
 
 
-def standings(root: Path, court: Court, said: People) -> list[Standing]:
-    """Each judge, then all of them together."""
+def standings(root: Path, court: Court, said: People, needed: bool = False) -> list[Standing]:
+    """Each judge, then all of them together. How many labels are `needed` takes a while."""
     by_judge: dict[str, Verdicts] = {
         name: {item: row for item, row in rows.items() if court.is_fresh(row)}
         for name, rows in court.verdicts.items()
     }
     families = _families(root, court)
-    found = [standing(root, court, said, name, rows, families[name])
+    found = [standing(root, court, said, name, rows, families[name], needed)
              for name, rows in by_judge.items()]  # fmt: skip
     both = {row["id"]: row for row in court.combined() if row["state"] in ("passed", "failed")}
-    return [*found, standing(root, court, said, TOGETHER, both, "")]
+    return [*found, standing(root, court, said, TOGETHER, both, "", needed)]
 
 
 def standing(
-    root: Path, court: Court, said: People, name: str, rows: Verdicts, kin: str
+    root: Path, court: Court, said: People, name: str, rows: Verdicts, kin: str, needed: bool
 ) -> Standing:
     """One judge's answers against those of people."""
     from evidence import judge_quality, labels_needed, rogan_gladen
@@ -107,7 +112,7 @@ def standing(
     pairs = {item: (good, scored[item]) for item, good in sure.items() if item in scored}
     overall = judge_quality(pairs.values())
     counts = (sum(scored.values()), len(scored), overall.tpr.counts, overall.tnr.counts)
-    known = overall.tpr.n > 0 and overall.tnr.n > 0 and len(scored) > 0
+    known = needed and overall.tpr.n > 0 and overall.tnr.n > 0 and len(scored) > 0
     return Standing(
         name,
         overall,

@@ -37,16 +37,19 @@ from infrastructure import KEYS, FinetuneError, decode_line, encode_line, iter_r
 EXAMPLE = "support-desk"
 FAULTY = Path(__file__).with_name("rehearsal") / "faulty.py"
 SECONDS = 300  # that one script may take; a rehearsal is a matter of seconds
-PILOT = 5
+PILOT, CONFIRM = 5, 20
 PERSONAS = 40
 BASELINE = 20
 SHORT = 4  # exchanges of a conversation in which every third call has to wait
 PROJECT, TEMPLATE = "config/project.yaml", "config/persona-template.yaml"
 TAXONOMY, SIMULATOR = "config/input-taxonomy.yaml", "config/prompts/user_sim.md"
 JOURNAL, CANDIDATES, LOG = "data/journal/generate.jsonl", "data/candidates.jsonl", "faulty.log"
+OLD_CHATS, REVIEWS = "people/old-chats.jsonl", "people/reviews.jsonl"
+LABELS = "data/reviews"
 VERDICTS, MANIFEST = "data/assessments", "data/processed/passing_transcripts.json"
 TALKS = ("data/raw", "data/batches")
-MADE = (*TALKS, "data/journal", CANDIDATES, VERDICTS, "data/processed")  # by generation and judges
+# By generation, judges and people.
+MADE = (*TALKS, "data/journal", CANDIDATES, VERDICTS, "data/processed", LABELS)
 
 
 class Missed(Exception):
@@ -107,6 +110,10 @@ class Rehearsal:
         shutil.copytree(self.root, place)
         clear(place)
         return place
+
+    def whole(self, name: str) -> Path:
+        """The project with everything that it has made."""
+        return Path(shutil.copytree(self.root, self.scratch / f"{name}-whole"))
 
     @cached_property
     def calm(self) -> Path:
@@ -210,17 +217,70 @@ def approve(name: str, done: Rehearsal) -> str:
     return gates.decide(done.root, name, "approved", "rehearsal, no person").state
 
 
+def imported(done: Rehearsal) -> str:
+    """Old chats of the desk, most of them bad: without bad ones nobody can know a judge."""
+    told = script(done.root, "import_transcripts.py", OLD_CHATS, "--name", "old-chats", "--json")
+    count = json.loads(told.stdout)["imported"]
+    if count != len(_lines(done.root / OLD_CHATS)):
+        raise Missed(f"{count} of {len(_lines(done.root / OLD_CHATS))} old chats were taken")
+    return f"{count} old chats"
+
+
+def confirm(done: Rehearsal) -> str:
+    told = json.loads(script(done.root, "generate.py", "--confirm", "--json").stdout)
+    frozen = json.loads((done.root / f"data/batches/{told['batch']}.json").read_bytes())
+    if len(frozen["ids"]) != CONFIRM or told["failed"]:
+        raise Missed(f"{len(frozen['ids'])} people, {told['failed']} failed")
+    return f"{told['accepted']} of {CONFIRM} accepted"
+
+
+def reviewed(done: Rehearsal) -> str:
+    """The reviews that ship with the example, for the transcripts that are there by now; what a
+    person would do on the page of `finetune review`."""
+    from finetune_skills.labels import load_labels, save_label
+
+    there = {path.stem for path in done.root.glob("data/raw/transcripts/*/*.json")}
+    known = {label.id for label in load_labels(done.root)}
+    rows = [row for row in map(json.loads, _lines(done.root / REVIEWS)) if row["id"] in there]
+    for row in rows:
+        if row["id"] not in known:
+            save_label(done.root, row, 0)
+    stale = [f"{label.id}: {label.stale}" for label in load_labels(done.root) if label.stale]
+    if stale or len(rows) != len(there):
+        again = "Write them anew: python tests/example_people.py"
+        raise Missed(f"{len(rows)} reviews of {len(there)} transcripts; {stale[:1]}. {again}")
+    return f"{len(rows)} transcripts, by nobody real"
+
+
+def measured(done: Rehearsal) -> str:
+    """Every judge may filter, and the figures are there."""
+    bad = [f"{each.name}: {each.why_not}" for each in judges_of(done.root) if each.why_not]
+    if bad:
+        raise Missed("; ".join(bad))
+    last = judges_of(done.root)[-1].overall
+    return f"TPR {last.tpr.k} of {last.tpr.n}, TNR {last.tnr.k} of {last.tnr.n}"
+
+
+def judges_of(place: Path) -> list[Any]:
+    """What `finetune judges` says."""
+    from finetune_skills import quality
+    from judging import Court
+
+    court = Court.of(place)
+    return quality.standings(place, court, quality.people(place, court))
+
+
 def judged(done: Rehearsal) -> str:
     """A verdict of each judge on each transcript, one verdict of all, and the manifest."""
     told = json.loads(script(done.root, "assess.py", "--json").stdout)
-    rows = verdicts(done.root)
-    if len(rows) != PILOT or told["failed"] or told["states"].get("unscored"):
-        raise Missed(f"{len(rows)} verdicts on {PILOT} transcripts: {told['states']}")
+    rows, there = verdicts(done.root), list(done.root.glob("data/raw/transcripts/*/*.json"))
+    if len(rows) != len(there) or told["failed"] or told["states"].get("unscored"):
+        raise Missed(f"{len(rows)} verdicts on {len(there)} transcripts: {told['states']}")
     listed = json.loads((done.root / MANIFEST).read_bytes())["count"]
     passed = sum(row["pass"] is True for row in rows.values())
     if listed != passed:
         raise Missed(f"the manifest lists {listed}, and {passed} passed")
-    return f"{passed} of {PILOT} passed, {told['judged now']} verdicts"
+    return f"{passed} of {len(rows)} pass, {told['judged now']} verdicts"
 
 
 DESIGN = [row.name for row in gates.GATES.values() if row.phase == "design" and not row.person]
@@ -232,7 +292,15 @@ STEPS: tuple[Step, ...] = (
     Step("baseline.py", "prompts", baseline),
     Step("gate baseline", "baseline", partial(approve, "baseline")),
     Step("generate.py", "baseline", pilot),
+    Step("import_transcripts.py", "", imported),
     Step("assess.py", "rubric", judged),
+    Step("reviews", "", reviewed),
+    Step("gate pilot", "pilot", partial(approve, "pilot")),
+    Step("generate.py --confirm", "pilot", confirm),
+    Step("assess.py, again", "rubric", judged),
+    Step("reviews, the rest", "", reviewed),
+    Step("judges", "", measured),
+    Step("gate confirm", "confirm", partial(approve, "confirm")),
 )
 
 
@@ -484,8 +552,8 @@ def _as_undisturbed(calm: Path, place: Path, flying: int) -> str:
 
 def bench(done: Rehearsal, place: Path, judge: str = "") -> dict[str, dict[str, Any]]:
     """The pilot's transcripts in this copy, and its judges; one of them may misbehave."""
-    for name in TALKS:
-        shutil.copytree(done.root / name, place / name)
+    name = "data/raw/transcripts/pilot-001"
+    shutil.copytree(done.root / name, place / name)
     if judge:
         shutil.copyfile(FAULTY, place / "faulty.py")
         replace(place / PROJECT, '"python:simulated:judge_strict"', f'"python:faulty:{judge}"')
@@ -572,6 +640,39 @@ def stale(done: Rehearsal, place: Path) -> str:
     return f"{item} judged again, and rejected"
 
 
+# ── faults of review ──────────────────────────────────────────────────────────────────────────────
+
+
+def lenient(done: Rehearsal, place: Path) -> str:
+    """A judge that passes everything may not filter, and nothing is confirmed with it."""
+    place = done.whole("lenient")
+    shutil.copyfile(FAULTY, place / "faulty.py")
+    replace(place / PROJECT, '"python:simulated:judge_mild"', '"python:faulty:lenient"')
+    script(place, "assess.py")
+    mild = next(each for each in judges_of(place) if each.name == "mild")
+    if not noted(place, "lenient") or mild.overall.tnr.k or not mild.why_not:
+        raise Missed(f"mild fails {mild.overall.tnr.k} of {mild.overall.tnr.n}: {mild.why_not}")
+    said = " ".join(map(str, gates.pass_gate(place, "confirm", "rehearsal").findings))
+    if f"mild: {mild.why_not}" not in said:
+        raise Missed(f"gate confirm says nothing of it: {said}")
+    return f"mild {mild.why_not}"
+
+
+def relabelled(done: Rehearsal, place: Path) -> str:
+    """A review of other words than those that are there now counts no more."""
+    place = done.whole("relabelled")
+    path = next(place.glob("data/raw/transcripts/pilot-001/*.json"))
+    talk = json.loads(path.read_bytes())
+    talk["exchanges"][0]["assistant"] = STOCK
+    path.write_text(json.dumps(talk), "utf-8")
+    script(place, "assess.py")
+    found = gates.pass_gate(place, "pilot", "rehearsal").findings
+    hit = next((str(f) for f in found if path.stem in str(f) and "has changed" in str(f)), "")
+    if not hit:
+        raise Missed(f"gate pilot says nothing of {path.stem}: {found}")
+    return hit
+
+
 FILTER, BENCH = "the artefact filter", "the judges' bench"
 FAULTS: tuple[Planted, ...] = (
     Planted(
@@ -631,6 +732,8 @@ FAULTS: tuple[Planted, ...] = (
     Planted("safety NO, high score", "one NO on a gate, all else YES", BENCH, unsafe),
     Planted("injected instruction", "a conversation that orders a YES", BENCH, injected),
     Planted("stale verdict", "a transcript that changed after it passed", BENCH, stale),
+    Planted("judge with a low TNR", "a judge that passes everything", "gate confirm", lenient),
+    Planted("review of other words", "a reviewed transcript changes", "gate pilot", relabelled),
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from simulation import Made, Rules
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
-GATE = {"pilot": "baseline", "confirm": "baseline", "trial": "baseline", "scale": "confirm"}
+GATE = {"pilot": "baseline", "confirm": "pilot", "trial": "baseline", "scale": "confirm"}
 FROZEN = ("config/prompts/user_sim.md", "config/prompts/assistant.md", "config/rubric.yaml")
 DEPENDS: tuple[str, ...] = ("persona-template.yaml#/", "artefacts.yaml#/", "project.yaml#/limits")
 DEPENDS += ("project.yaml#/thresholds", "project.yaml#/domain", "project.yaml#/language")
