@@ -375,6 +375,7 @@ class _Case:
     def _objection(self, name: str) -> str:
         """What is wrong with an answer; the quote is the judge's own, and still only data."""
         word, said = nonce(self.source), self.errors[name].removeprefix(f"{FALSE}: ")
+        said = re.sub(word, "...", said, flags=re.IGNORECASE)  # it must not end its own marks
         quote = f"<<{word} quote>>{said}<<{word} end of quote>>"
         known = {"criterion": name, "quote": quote}
         return fill_prompt(self.bench.sections["Wrong quote"], known)

@@ -189,7 +189,6 @@ def test_a_second_ask_that_shows_the_bare_quote_flips(monkeypatch: pytest.Monkey
     assert state_after(IDS["a01"], misquoted(IDS["a01"]["text"])) == "passed"
 
 
-@pytest.mark.xfail(reason="the judge's own quote is not searched for the word of the marks")
 def test_a_quote_that_holds_the_real_mark_does_not_end_its_own_marks() -> None:
     """Nobody can write the word into a transcript, but an attack can ask the judge to quote it."""
     row = IDS["a01"]

@@ -91,7 +91,7 @@ def judge(each: Mapping[str, Any], court: Court) -> Iterator[str]:
     if each["needed"]:
         yield f"  for an interval of 25 points: about {each['needed']} labels in all"
     elif corrected["rate"] is not None:
-        yield "  for an interval of 25 points: judge more transcripts; more labels alone won't do"
+        yield "  for an interval of 25 points: judge more; labels alone won't do"
     if each["kin"]:
         yield from wrap(f"  Of one family with the assistant ({each['kin']}). {MILD}", WIDTH)
     yield from mistakes("passed, people say bad", each["false_passes"], court)
