@@ -70,7 +70,7 @@ class Source:
 
     id: str
     file: str  # from the project's root
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pair, ...] = field(hash=False)  # `hash` says as much, and is quicker
     hash: str  # of the words alone: what a judge sees
     batch: str = ""
     trial: bool = False
