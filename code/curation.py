@@ -9,6 +9,7 @@ Importing it opens nothing.
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -105,7 +106,7 @@ class _Inside(dict[str, list[tuple[str, int]]]):
     def __missing__(self, word: str) -> list[tuple[str, int]]:
         if len(self) >= KEPT_WORDS:
             self.clear()
-        begins = self.begin.keys() & {*word, *map("".join, zip(word, word[1:], strict=False))}
+        begins = self.begin.keys() & {*word, *map("".join, itertools.pairwise(word))}
         found = [each for two in begins for part, each in self.begin[two] if part in word]
         self[word] = found
         return found
