@@ -321,6 +321,7 @@ async def measure_generate(spec: Spec) -> Figures:
     artefact filter, journal and transcripts, all as the stage does it."""
     import infrastructure as kernel
     import simulation
+    import stage
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -340,7 +341,7 @@ async def measure_generate(spec: Spec) -> Figures:
                 if len(made.transcript["exchanges"]) != spec["exchanges"]:
                     raise ValueError(f"{made.fate}: {made.why}")
 
-            with Meter() as meter:
+            with stage.fewer_collections(), Meter() as meter:
                 report = await kernel.run_all(
                     people, work, concurrency=spec["items"], progress=False
                 )

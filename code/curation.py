@@ -9,6 +9,7 @@ Importing it opens nothing.
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -56,6 +57,8 @@ class Message:
     @functools.cached_property
     def own(self) -> str:
         """The text without what it quotes (code, addresses, sentences), unless that is all."""
+        if self.text.isascii() and not any(sign in self.text for sign in ("`", '"', "://")):
+            return self.text  # it quotes nothing
         rest = _re(_QUOTED).sub(" ", " ".join(self.text.split("```")[::2]))
         return rest if 5 * len(rest.strip()) >= len(self.text) else self.text
 
@@ -92,6 +95,23 @@ def inspector(artefacts: Artefacts, language: str) -> Inspect:
 KEPT_WORDS = 50_000  # of all messages, with what stands inside of them
 
 
+class _Inside(dict[str, list[tuple[str, int]]]):
+    """Which parts stand inside of a word; people use the same words all the time."""
+
+    def __init__(self, parts: Iterable[tuple[str, tuple[str, int]]]) -> None:
+        self.begin = defaultdict[str, list[tuple[str, tuple[str, int]]]](list)
+        for part, each in parts:
+            self.begin[part[:2]].append((part, each))
+
+    def __missing__(self, word: str) -> list[tuple[str, int]]:
+        if len(self) >= KEPT_WORDS:
+            self.clear()
+        begins = self.begin.keys() & {*word, *map("".join, itertools.pairwise(word))}
+        found = [each for two in begins for part, each in self.begin[two] if part in word]
+        self[word] = found
+        return found
+
+
 class Searches:
     """All expressions of all patterns, and words of which one has to be there for each to match."""
 
@@ -102,10 +122,7 @@ class Searches:
         needed = [(word, n) for n, (_, source) in enumerate(pairs) for word in _anchors(source)]
         self.always = {n for word, n in needed if not word.strip()}
         # Of each, its longest part without a space: it stands inside of one word of the message.
-        self.parts = [(max(w.split(), key=len), (w, n)) for w, n in needed if w.strip()]
-        self.in_word: dict[
-            str, list[tuple[str, int]]
-        ] = {}  # people use the same words all the time
+        self.inside = _Inside((max(w.split(), key=len), (w, n)) for w, n in needed if w.strip())
 
     def hits(self, text: str, side: str) -> Iterator[str]:
         """What each pattern finds first; a pattern of several expressions is named once."""
@@ -119,20 +136,11 @@ class Searches:
 
     def _likely(self, text: str) -> Sequence[int]:
         """The numbers of the expressions that could match."""
-        if _UNEVEN.intersection(text):
+        if not text.isascii() and _UNEVEN.intersection(text):
             return range(len(self.known))
-        low = text.lower()
-        words = {each for word in set(low.split()) for each in self._inside(word)}
+        low, inside = text.lower(), self.inside
+        words = {each for word in set(low.split()) for each in inside[word]}
         return sorted(self.always.union(number for needed, number in words if needed in low))
-
-    def _inside(self, word: str) -> list[tuple[str, int]]:
-        known = self.in_word.get(word)
-        if known is None:
-            if len(self.in_word) >= KEPT_WORDS:
-                self.in_word.clear()
-            known = [each for part, each in self.parts if part in word]
-            self.in_word[word] = known
-        return known
 
 
 # Letters that a caseless pattern takes for others although they differ in lower case.
@@ -200,11 +208,15 @@ _DENSE = (
 )
 _TOKEN = rf"[{_DENSE}]|[^\W_{_DENSE}]+"
 _DENSE_LETTER = rf"[{_DENSE}]"
+# What splits words of plain ASCII: several times as quick as an expression that finds them.
+_SPLITS = "".join(sign if sign.isalnum() else " " for sign in map(chr, range(128)))
+_SPLITS_LETTERS = "".join(sign if sign.isalpha() else " " for sign in _SPLITS)
 
 
 def _tokens(text: str) -> list[str]:
     """Words in lower case, or letters where a script has no spaces; signs do not count."""
-    return _re(_TOKEN).findall(text.lower())
+    low = text.lower()
+    return low.translate(_SPLITS).split() if low.isascii() else _re(_TOKEN).findall(low)
 
 
 def _size(tokens: Sequence[str]) -> float:
@@ -373,12 +385,12 @@ def _small_words(language: str) -> frozenset[str]:
 def find_language(message: Message) -> str:
     """Another language of the project's script, when small words leave no doubt."""
     base = message.language.lower().split("-")[0]
-    mine = _small_words(_LIKE.get(base, base))
-    words = _re(_PLAIN_WORD).findall(message.own.lower())
-    if not mine or len(words) < _LEAST_WORDS:
+    mine, low = _small_words(_LIKE.get(base, base)), message.own.lower()
+    if not mine or (low.isascii() and not _has_alien_parts(low, mine)):
         return ""
+    words = _re(_PLAIN_WORD).findall(low)
     enough, known = max(_LEAST_HITS, 0.2 * len(words)), _languages().keys()
-    if sum(word in known and word not in mine for word in words) < enough:
+    if len(words) < _LEAST_WORDS or sum(w in known and w not in mine for w in words) < enough:
         return ""
     count, alien, shared = Counter(words), Counter[str](), Counter[str]()
     several = Counter[str]()  # how many different words speak for a language
@@ -392,6 +404,17 @@ def find_language(message: Message) -> str:
         if hits >= enough and hits >= 3 * own and several[language] >= 3:
             return f"looks like {language}: {_quoted(message.own)}"
     return ""
+
+
+def _has_alien_parts(low: str, mine: frozenset[str]) -> bool:
+    """A quick look before the exact one: enough words that could be, or end, those of others."""
+    parts = low.translate(_SPLITS_LETTERS).split()
+    return sum(map(_alien_parts(mine).__contains__, parts)) >= _LEAST_HITS
+
+
+@functools.lru_cache(64)
+def _alien_parts(mine: frozenset[str]) -> frozenset[str]:
+    return frozenset(word.rpartition("'")[2] for word in _languages() if word not in mine)
 
 
 @functools.cache
@@ -425,10 +448,9 @@ def _in_a_row(tokens: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 def find_instruction_echo(message: Message) -> str:
     """Words in a row that stand in what this side was told."""
     length = _ECHO.get(message.side, 12)
-    told = [(_threes_of_a_prompt if len(t) > _PROMPT else _threes)(t) for t in message.told]
     step = max(1, length - 3)  # a run of so many words holds three that begin at such a place
-    threes = _in_threes(message.tokens)[::step]
-    if all(known.isdisjoint(threes) for known in told):
+    threes = set(_in_threes(message.tokens, step))
+    if all(_threes(text).isdisjoint(threes) for text in message.told):
         return ""
     runs = [_runs(text, length) for text in message.told]
     mine = _in_a_row(message.tokens, length)
@@ -436,23 +458,21 @@ def find_instruction_echo(message: Message) -> str:
     return f"{len(run)} words of what it was told: {_quoted(' '.join(run))}" if run else ""
 
 
-def _in_threes(tokens: Sequence[str]) -> list[tuple[str, str, str]]:
-    return list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+def _in_threes(tokens: Sequence[str], step: int = 1) -> Iterator[int]:
+    """A number for three words in a row, at every so manieth place."""
+    return map(hash, zip(tokens[::step], tokens[1::step], tokens[2::step], strict=False))
 
 
-def _threes(text: str) -> frozenset[tuple[str, str, str]]:
+@functools.lru_cache(1024)  # a prompt is the same for a whole conversation
+def _threes(text: str) -> frozenset[int]:
     return frozenset(_in_threes(_tokens(plain_text(text))))
-
-
-_threes_of_a_prompt = functools.lru_cache(512)(_threes)  # the same for a whole conversation
-_PROMPT = 1_000  # characters from which a text is kept
 
 
 def find_repeat(message: Message) -> str:
     """An earlier message of the same side again, or one sentence in a loop."""
     if _size(message.tokens) < _SAME_WORDS:
         return ""
-    if any(_alike(message.text, message.tokens, old) for old in message.earlier):
+    if _says_again(message):
         return f"an earlier message: {_quoted(message.text)}"
     parts = list(map(str.strip, _re(_SENTENCE_END).split(message.own.lower())))
     if len(set(parts)) == len(parts):
@@ -463,9 +483,17 @@ def find_repeat(message: Message) -> str:
     return f"{times} times in one message: {_quoted(loop)}" if many else ""
 
 
-def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
-    if not 0.6 * len(text) <= len(old) <= 1.7 * len(text) or not _overlap(_flat(text), _flat(old)):
+def _says_again(message: Message) -> bool:
+    least, most = 0.6 * len(message.text), 1.7 * len(message.text)
+    old = [each for each in message.earlier if least <= len(each) <= most]
+    pieces = _pieces(_flat(message.text))
+    if not _overlap(pieces, "\0".join(map(_flat, old))):  # with all of them at once
         return False
+    near = (each for each in old if _overlap(pieces, _flat(each)))
+    return any(_alike(message.text, message.tokens, each) for each in near)
+
+
+def _alike(text: str, tokens: Sequence[str], old: str) -> bool:
     plain = plain_text(_searched(old))
     if _tokens(plain) == tokens:
         return True
@@ -479,17 +507,17 @@ def _flat(text: str) -> str:
     return " ".join(plain_text(_searched(text)).lower().split())
 
 
-def _overlap(mine: str, theirs: str) -> bool:
-    """A quick look before the exact one: of six short pieces of a text, two are in the other. Of
-    texts that share four runs of words in five, four or five are."""
+def _pieces(mine: str) -> list[str]:
+    """Six short pieces of a text, or seven."""
     size = 10 if mine.isascii() else 5
     places = range(0, max(1, len(mine) - size + 1), max(1, len(mine) // 6))
-    found = 0
-    for place in places:
-        found += mine[place : place + size] in theirs
-        if found >= 2:
-            return True
-    return found == len(places)
+    return [mine[place : place + size] for place in places]
+
+
+def _overlap(pieces: Sequence[str], theirs: str) -> bool:
+    """A quick look before the exact one: two pieces of a text, or its only one, stand in others. Of
+    texts that share four runs of words in five, four or five do."""
+    return sum(map(theirs.__contains__, pieces)) >= min(2, len(pieces))
 
 
 # ── cut ends and roles ────────────────────────────────────────────────────────────────────────────
@@ -583,6 +611,8 @@ _ROLE = (
 
 def find_role_prefix(message: Message) -> str:
     """Lines of both sides in one message."""
+    if ":" not in message.text and "\uff1a" not in message.text:
+        return ""
     found = list(_re(_ROLE).finditer(message.text))
     both = {bool(each[1]) for each in found} == {True, False}
     return f"both sides written: {_quoted(message.text[found[0].start() :])}" if both else ""

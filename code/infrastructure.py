@@ -41,15 +41,7 @@ import time
 import weakref
 import zlib
 from collections import Counter, deque
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -57,6 +49,8 @@ from typing import IO, TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from pydantic import BaseModel
     from tenacity import RetryCallState
 
@@ -104,7 +98,6 @@ class ModelFailure(FinetuneError):
 
 
 # ══ 1 Models ══════════════════════════════════════════════════════════════════════════════════════
-
 RETRIED = frozenset({"rate_limit", "overloaded", "transport", "timeout", "undecodable", "empty"})
 STOPS = {  # what ends the run, and what to do about it
     "denied": "check the key in {key} and its rights",
@@ -159,9 +152,8 @@ PRESETS = {  # name: (base URL, variable of the key)
     "mistral": ("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
     "llama": ("https://api.llama.com/compat/v1", "LLAMA_API_KEY"),
 }
-ALIASES = {
-    "gemini": "google", "gpt": "openai", "gguf": "llamacpp", "ollama": "local", "vllm": "local"
-}  # fmt: skip
+ALIASES = {"gemini": "google", "gpt": "openai", "gguf": "llamacpp"}
+ALIASES |= {"ollama": "local", "vllm": "local"}
 
 
 @dataclass(frozen=True)
@@ -257,8 +249,6 @@ class HttpStatus(Exception):
 
 
 # ── what an exception means ───────────────────────────────────────────────────────────────────────
-
-
 def fault_of(exc: BaseException) -> Fault | None:
     """What an SDK's exception means, by its status and class; None for a bug, which is no fault."""
     if isinstance(exc, Fault):
@@ -337,8 +327,6 @@ def parse_delay(text: str, unit: str = "s", now: Clock = time.time) -> float | N
 
 
 # ── money ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Budget:
     """A cap in dollars. The worst case of a call is held back before it is sent."""
 
@@ -379,18 +367,16 @@ def cost_of(usage: Usage, model: str, price: Mapping[str, float] | None) -> floa
         return None
     tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     used = prices.Usage(**tokens, cache_read_tokens=usage.cached_tokens or None)
-    try:
+    with contextlib.suppress(LookupError):  # a model without a price
         return float(prices.calc_price(used, model_ref=model).total_price)
-    except LookupError:
-        return None
+    return None
 
 
 @functools.lru_cache(maxsize=1)
 def _price_table() -> Any:
-    try:
+    with contextlib.suppress(ImportError):
         return importlib.import_module("genai_prices")
-    except ImportError:
-        return None
+    return None
 
 
 def is_loopback(url: str) -> bool:
@@ -399,8 +385,6 @@ def is_loopback(url: str) -> bool:
 
 
 # ── pace ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Pacer:
     """Send rate of one endpoint: free until the first 429, then slow start, steady growth, cuts."""
 
@@ -482,8 +466,6 @@ class _Tally:
 
 
 # ── one model ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class _Live:
     """What belongs to one event loop: the client, the slots and the pace."""
@@ -580,7 +562,6 @@ class LLMBackend:
         await self.aclose()
 
     # what a provider implements
-
     def _client(self) -> Any:
         """Make the long-lived client; called once for an event loop."""
 
@@ -598,7 +579,6 @@ class LLMBackend:
         return {"provider": self.kind, "model": self.model, **place}
 
     # the pipeline of one call
-
     async def _fresh(self, call: Call) -> dict[str, Any]:
         """Ask the provider: the record of its answer or of a typed failure; raises StopRun."""
         live, tally = await self._live(), _Tally(self.o)
@@ -709,10 +689,9 @@ class LLMBackend:
         notes = list(reply.notes)
         if not (model.startswith(self.model) or self.model.endswith(model)):
             notes.append(f"asked {self.model}, answered by {model}")
-        kept = replace(reply, content=text[:MAX_REPLY], stop_reason=stop or "unknown", model=model)
-        told = vars(kept) | {"usage": vars(kept.usage), "notes": notes, "failure": failure}
-        del told["replayed"]
-        return told
+        told: dict[str, Any] = {"content": text[:MAX_REPLY], "model": model}
+        told |= {"usage": vars(reply.usage), "stop_reason": stop or "unknown", "cost": reply.cost}
+        return told | {"notes": notes, "failure": failure}
 
     def _unanswered_call(
         self, fault: Fault, call: Call, stop: StopRun | None = None
@@ -730,9 +709,9 @@ class LLMBackend:
         """Count a record, fresh or replayed, and make a result or a ModelFailure of it."""
         if call.stop is not None:
             raise call.stop
-        told = {k: v for k, v in record.items() if k not in ("failure", "message", "lost")}
-        told |= {"usage": Usage(**record["usage"]), "notes": tuple(record.get("notes", ()))}
-        reply, failure = CompletionResult(**told, replayed=replayed), record["failure"]
+        usage, failure = Usage(**record["usage"]), record["failure"]
+        told = (record["content"], record["model"], usage, record["stop_reason"], record["cost"])
+        reply = CompletionResult(*told, tuple(record.get("notes", ())), replayed)
         totals, fresh = self.totals, not replayed
         totals.calls += fresh
         totals.replayed += replayed
@@ -752,9 +731,12 @@ class LLMBackend:
 
     def _key(self, call: Call) -> str:
         schema = strict_schema(call.schema) if call.schema else None
-        asked = {"messages": call.messages, "max_tokens": call.max_tokens, "schema": schema}
+        asked = {"messages": [], "max_tokens": call.max_tokens, "schema": schema}
         request = self._identity() | asked | {"parameters": dict(self.o.parameters)}
-        return canonical_hash({"v": SCHEMA, "scope": call.scope, "request": request})
+        text = canonical_text({"v": SCHEMA, "scope": call.scope, "request": request})
+        # Put in where they stand; in the order of keys only plain values come before them.
+        text = text.replace('"messages":[]', f'"messages":[{_told(call.messages)}]', 1)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _worst(self, call: Call) -> float | None:
         """The most an attempt can cost: a token for each byte sent, and all tokens of the reply."""
@@ -811,19 +793,43 @@ def _as_messages(prompt: str, system: str | None) -> list[Message]:
 
 def _clean(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Plain role and content, fit for any transport; anything else is the caller's mistake."""
-    clean = [{"role": m.get("role"), "content": m.get("content")} for m in messages]
-    for number, m in enumerate(clean):
-        if m["role"] not in ("system", "user", "assistant") or not isinstance(m["content"], str):
+    clean = []
+    for number, m in enumerate(messages):
+        role, text = m.get("role"), m.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(text, str):
             raise FinetuneError(f"message {number}: needs text and a role: system, user, assistant")
-        m["content"] = _utf8_safe(m["content"])
+        clean.append({"role": role, "content": _utf8_safe(text)})
     if not clean:
         raise FinetuneError("a call needs at least one message")
-    return clean  # type: ignore[return-value]
+    return clean
 
 
 def _utf8_safe(text: str) -> str:
     """Lone surrogates become question marks: no transport and no file can carry them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+class _Encoded(dict[tuple[str, str], str]):
+    """Messages as JSON, by role and text: a history that is sent again costs only what is new."""
+
+    held, room = 0, 8_000_000  # characters, now and at most
+
+    def __missing__(self, message: tuple[str, str]) -> str:
+        text = f'{{"content":{json.dumps(message[1])},"role":"{message[0]}"}}'
+        self.held += len(text)
+        if self.held > self.room:
+            self.clear()
+            self.held = 0
+        else:
+            self[message] = text
+        return text
+
+
+ENCODED = _Encoded()
+
+
+def _told(messages: Sequence[Mapping[str, str]]) -> str:
+    return ",".join([ENCODED[m["role"], m["content"]] for m in messages])
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
@@ -842,8 +848,6 @@ def needs(module: str, extra: str, who: str) -> Any:
 
 
 # ── structured output ─────────────────────────────────────────────────────────────────────────────
-
-
 @functools.lru_cache(maxsize=128)
 def strict_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a Pydantic model in strict form: all required, no extras, no defaults."""
@@ -891,8 +895,6 @@ def _schema_format(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 # ── providers ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def _pick(source: Any, *names: str) -> Any:
     """A field, or a field's field, of an SDK's object or of plain JSON; None where missing."""
     for name in names:
@@ -1046,6 +1048,7 @@ class LocalBackend(LLMBackend):
         super().__init__(model, replace(options, base_url=options.base_url or url, label=label))
         if not self.base_url:
             raise FinetuneError(f"{self.name}: needs a base_url, or a preset: {', '.join(PRESETS)}")
+        self._root = self.base_url.rstrip("/")
         self.structured_mode: str | None = None  # what the server was found to understand
 
     def _client(self) -> Any:
@@ -1055,9 +1058,8 @@ class LocalBackend(LLMBackend):
             headers["Authorization"] = f"Bearer {self._require_key()}"
         pool = aiohttp.TCPConnector(limit=self.o.concurrency)
         no_limit = aiohttp.ClientTimeout(total=None)  # the deadline around the attempt rules
-        proxy = not is_loopback(self.base_url)
-        make = aiohttp.ClientSession
-        return make(connector=pool, timeout=no_limit, headers=headers, trust_env=proxy)
+        own = {"trust_env": not is_loopback(self.base_url), "cookie_jar": aiohttp.DummyCookieJar()}
+        return aiohttp.ClientSession(connector=pool, timeout=no_limit, headers=headers, **own)
 
     async def _close(self, client: Any) -> None:
         await client.close()
@@ -1087,9 +1089,9 @@ class LocalBackend(LLMBackend):
             text = messages[-1]["content"] + wanted + json.dumps(strict_schema(call.schema))
             messages = [*messages[:-1], {**messages[-1], "content": text}]
             extra |= {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
-        body = {"model": self.model, "messages": messages, "max_tokens": call.max_tokens, **extra}
-        url = self.base_url.rstrip("/") + "/chat/completions"
-        async with client.post(url, data=json.dumps(body).encode()) as response:
+        rest = json.dumps({"model": self.model, "max_tokens": call.max_tokens, **extra})
+        body = f'{{"messages":[{_told(messages)}],{rest[1:]}'.encode()
+        async with client.post(f"{self._root}/chat/completions", data=body) as response:
             raw = await _whole_body(response)
             if response.status != 200:
                 raise HttpStatus(response.status, raw.decode("utf-8", "replace"), response.headers)
@@ -1322,8 +1324,6 @@ def unknown(what: str, given: str, have: Iterable[str]) -> str:
 
 
 # ══ 2 Runs ════════════════════════════════════════════════════════════════════════════════════════
-
-
 @dataclass
 class RunReport(Generic[Item, Result]):
     """What became of every item: done + failed + pending = all that were given."""
@@ -1469,8 +1469,8 @@ def progress_line(
 
 
 # ══ 3 Checkpoints ═════════════════════════════════════════════════════════════════════════════════
-
 MAX_LINE = 64_000_000  # bytes; a longer line is reported and skipped
+COMPACT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 CRC = re.compile(rb',?"([^"]{3})":"([0-9a-f]{8})"\}$')
 
 
@@ -1479,7 +1479,7 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
     if "crc" in record:
         raise FinetuneError("a record cannot have a key `crc`: it is the checksum's")
     try:
-        body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()[:-1]
+        body = COMPACT.encode(record).encode()[:-1]
     except (TypeError, ValueError, RecursionError) as exc:
         raise FinetuneError(f"record {record.get('id', '')}: cannot be written: {exc}") from None
     return b'%s%s"crc":"%08x"}\n' % (body, b"," if len(body) > 1 else b"", zlib.crc32(body))
@@ -1857,7 +1857,6 @@ def _now() -> str:
 
 
 # ══ 4 Tokens ══════════════════════════════════════════════════════════════════════════════════════
-
 DEFAULT_ENCODING = "o200k_base"
 MESSAGE_TOKENS = 4  # what a chat format adds to a message, where no template is known
 REPLY_TOKENS = 3  # and once, for the start of the reply
@@ -2021,9 +2020,7 @@ def _encoding_at_hand(target: str | None) -> tuple[Any, bool]:
     if target and target not in {*tiktoken.list_encoding_names(), *registry.ENCODINGS}:
         name = tiktoken.model.MODEL_TO_ENCODING.get(target)
         prefixes = tiktoken.model.MODEL_PREFIX_TO_ENCODING
-        name = name or next(
-            (prefixes[start] for start in prefixes if target.startswith(start)), None
-        )
+        name = name or next((prefixes[p] for p in prefixes if target.startswith(p)), None)
 
     def refuse(blobpath: str) -> bytes:
         raise OSError(f"{blobpath} is not in the cache, and counting downloads nothing")
@@ -2097,8 +2094,6 @@ def chat_template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
 
 
 # ══ 5 Slicing ═════════════════════════════════════════════════════════════════════════════════════
-
-
 def get_slice_points(
     total_turns: int, transcript_id: str, first: int = 3, min_gap: int = 2, max_gap: int = 5
 ) -> list[int]:
@@ -2121,12 +2116,12 @@ def rng(*key: object) -> random.Random:
 
 
 # ══ 6 Rubric and scores ═══════════════════════════════════════════════════════════════════════════
-
 ANSWERS = ("YES", "NO", "NA", "ERROR")
 EXAMPLE_TYPES = ("PASS", "FAIL", "BORDERLINE_PASS", "BORDERLINE_FAIL")
 # Scripts without spaces: each Han or kana sign counts as a word, so do four Thai-like letters.
 SIGNS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 RUN_ON = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
+NO_WORDS = {n: None if not (chr(n).isalnum() or chr(n).isspace()) else n for n in range(128)}
 
 
 @dataclass(frozen=True)
@@ -2312,6 +2307,8 @@ def compute_weighted_score(
 
 def count_words(text: str) -> int:
     """Words, also in scripts without spaces."""
+    if text.isascii():
+        return len(text.translate(NO_WORDS).split())
     run_on = sum(math.ceil(len(run) / 4) for run in RUN_ON.findall(text))
     rest = RUN_ON.sub(" ", SIGNS.sub(" ", text)).split()
     spaced = sum(word.isalnum() or any(map(str.isalnum, word)) for word in rest)
@@ -2423,7 +2420,7 @@ def _by_majority(rubric: Rubric, verdicts: Sequence[AssessmentResult]) -> Assess
 
 
 # ══ 7 Project ═════════════════════════════════════════════════════════════════════════════════════
-
+IN_ORDER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 MAX_YAML, LARGE_FILE = 5_000_000, 10_000_000  # bytes; from the second on a hash is worth keeping
 PEOPLE_GATES = frozenset({"baseline", "pilot", "confirm", "evaluation", "ship"})
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
@@ -2446,12 +2443,15 @@ def project_root(start: str | Path | None = None) -> Path:
 
 def canonical_hash(value: Any) -> str:
     """The same hash for equal data, whatever the order of its keys."""
+    return hashlib.sha256(canonical_text(value).encode()).hexdigest()
+
+
+def canonical_text(value: Any) -> str:
+    """Data as compact JSON with its keys in order."""
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return IN_ORDER.encode(value)
     except TypeError:  # keys of several types, or a date: as their text
-        plain = json.loads(json.dumps(value, default=str))
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+        return IN_ORDER.encode(json.loads(json.dumps(value, default=str)))
 
 
 def file_hash(path: str | Path, kept_in: Path | None = None) -> str:

@@ -213,7 +213,7 @@ def messages_for_person(
     """The history from the person's side: the assistant speaks as `user`. What is only for this
     message stands at the end of the last one."""
     known = (*fields.items(), *_about(rules))
-    messages = [_message("system", _system(rules.simulator["System"], known))]
+    messages = [_message("system", _filled(rules.simulator["System"], known))]
     heard = OPENING
     for exchange in talk:
         messages += [_message("user", heard), _message("assistant", exchange["user"])]
@@ -233,14 +233,14 @@ def guidance(turn: Turn, rules: Rules) -> str:
     if turn.response:
         known["response"] = template.response_types[turn.response].shows
     section = "Next message" if turn.number > 1 else "First message"
-    return _filled(rules.simulator[section], known)
+    return _filled(rules.simulator[section], tuple(known.items()))
 
 
 def messages_for_assistant(
     talk: Sequence[Mapping[str, Any]], user: str, rules: Rules
 ) -> list[Message]:
     """What the assistant sees: its prompt and the words that were really said, nothing else."""
-    system = rules.system or _system(rules.assistant["System"], _about(rules))
+    system = rules.system or _filled(rules.assistant["System"], _about(rules))
     messages = [_message("system", system)]
     for exchange in talk:
         messages += [_message("user", exchange["user"])]
@@ -252,18 +252,14 @@ def _about(rules: Rules) -> tuple[tuple[str, str], ...]:
     return (("domain", rules.project.domain), ("language", rules.project.language))
 
 
-@functools.lru_cache(4096)
-def _system(section: str, known: tuple[tuple[str, str], ...]) -> str:
-    """A system prompt, filled once for a conversation."""
-    return _filled(section, dict(known))
-
-
 def _message(role: str, content: object) -> Message:
     return {"role": role, "content": str(content)}
 
 
-def _filled(section: str, known: Mapping[str, str]) -> str:
+@functools.lru_cache(4096)  # a system prompt is the same for a whole conversation
+def _filled(section: str, pairs: tuple[tuple[str, str], ...]) -> str:
     """The section with its values; a line that holds only an empty value goes."""
+    known = dict(pairs)
     found = (PLACEHOLDER.fullmatch(line.strip()) for line in section.splitlines())
     lines = zip(section.splitlines(), found, strict=True)
     text = "\n".join(line for line, only in lines if only is None or known[only[1]])
@@ -359,7 +355,7 @@ class _Talk:
         for attempt in range(1, LENGTH_TRIES + 1):
             if best.wrong or not best.off or not again:
                 break
-            known = {"words": str(said.words)} | {k: str(v) for k, v in bounds.items()}
+            known = (("words", str(said.words)), *((k, str(v)) for k, v in bounds.items()))
             more = [_message("assistant", said.text), _message("user", _filled(again, known))]
             place = f"{slot}.length-{attempt}"
             said = await self._once(voice, side, [*messages, *more], bounds, told, place)

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import errno
+import json
 import os
 import sys
 import types
@@ -14,6 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 import fakes.provider as fakes
+import infrastructure
 from calls import HELLO, KEY, PRICE, WIRED, FastTime, ask, ask_all, model
 from fakes.provider import FakeProvider, Reply
 from infrastructure import (
@@ -22,6 +24,7 @@ from infrastructure import (
     Journal,
     ModelFailure,
     StopRun,
+    canonical_hash,
     get_backend,
     iter_records,
     run_all,
@@ -76,6 +79,27 @@ def test_two_equal_calls_at_once_are_one_request(
     said = ask_all(model(kind, fake, journal=journal), ["hello", "hello", "bye"], scope="t07")
     assert sorted(answer.content for answer in said) == ["echo: bye", "echo: hello", "echo: hello"]
     assert len(fake.requests) == 2
+
+
+def test_the_key_is_the_hash_of_the_whole_request(fake: FakeProvider, path: Path) -> None:
+    odd = {"temperature": 0.5, "a": {"messages": []}}
+    text = '"messages":[] \u2028 caf\u00e9 \U0001f600 \\ \x00'
+    with Journal(path) as journal:
+        backend = model("local", fake, journal=journal, parameters=odd, label='"messages":[]')
+        ask(backend, text, system=text, scope="t07", max_tokens=9)
+    told = [{"role": role, "content": text} for role in ("system", "user")]
+    request = backend._identity() | {"max_tokens": 9, "messages": told, "schema": None}
+    whole = {"v": 1, "scope": "t07", "request": request | {"parameters": odd}}
+    assert {line["key"] for line in iter_records(path)} == {canonical_hash(whole)}
+
+
+def test_the_text_of_messages_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = infrastructure._Encoded()
+    monkeypatch.setattr(kept, "room", 100)
+    for text in (*"abc" * 9, "x" * 200):
+        assert json.loads(kept["user", text]) == {"role": "user", "content": text}
+        assert sum(map(len, kept.values())) <= 100
+    assert not kept
 
 
 def test_without_a_journal_nothing_is_replayed(fake: FakeProvider) -> None:

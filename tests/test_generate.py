@@ -1,5 +1,6 @@
 """scripts/generate.py as a person runs it: the same bytes always, batches, parts, interruptions."""
 
+import gc
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from designs import designed, edit
 from fakes.provider import FakeProvider, Reply
 from finetune_skills import rehearse as r
 from infrastructure import Appender, FinetuneError, encode_line, iter_records, rng, selector_hash
-from stage import cap, in_shard
+from stage import cap, fewer_collections, in_shard
 
 SIMULATED = {"user_sim": "python:simulated:user", "assistant": "python:simulated:assistant"}
 JOURNAL = "data/journal/generate.jsonl"
@@ -601,3 +602,10 @@ def test_money_without_a_limit_never_begins(place: Path) -> None:
     assert done.returncode == 2
     assert "budgets.generate: how much may this cost?" in done.stderr
     assert not (place / "data/batches").exists()
+
+
+def test_cycles_are_looked_for_as_before_when_a_stage_ends() -> None:
+    before = gc.get_threshold()
+    with fewer_collections():
+        assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
