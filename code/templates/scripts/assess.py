@@ -28,7 +28,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import curation
 import evidence
@@ -42,6 +42,7 @@ from judging import FOLDER, Court, Row, Source
 
 ROOT = Path(__file__).resolve().parents[1]
 GATE = "rubric"
+TOGETHER = 32  # rows of one write
 REPEATED = 20  # transcripts that --repeat asks about, when there are more; a start value
 
 
@@ -111,6 +112,31 @@ def _judge(court: Court, tasks: Sequence[Task], project: Any, options: Any) -> R
     return report
 
 
+class _Rows:
+    """A judge's file, written some rows at a time. The journal is on the disk before an answer is
+    seen; what a kill loses here is made from it again, without a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.lines = infrastructure.Appender(path, sync=False), list[bytes]()
+
+    def add(self, row: Row) -> None:
+        self.lines.append(infrastructure.encode_line(row))
+        if len(self.lines) >= TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        self.file.append_bytes(b"".join(self.lines))
+        self.lines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lines:
+            self.flush()
+        self.file.close()
+
+
 async def _all(
     court: Court, tasks: Sequence[Task], models: Mapping[str, Any], options: Any
 ) -> RunReport[Task, Row]:
@@ -118,10 +144,7 @@ async def _all(
     part = "" if options.repeat else stage.suffix(options.shard)
     with contextlib.ExitStack() as stack:
         names = dict.fromkeys(task.judge for task in tasks)
-        # The journal is synced before an answer is seen; a lost line is made from it again.
-        opened = {name: infrastructure.Appender(folder / f"{name}{part}.jsonl", sync=False)
-                  for name in names}  # fmt: skip
-        files = {name: stack.enter_context(file) for name, file in opened.items()}
+        files = {name: stack.enter_context(_Rows(folder / f"{name}{part}.jsonl")) for name in names}
 
         async def work(task: Task) -> Row:
             row = await judging.judge(
@@ -129,7 +152,7 @@ async def _all(
                 identity=court.identities[task.judge], before=task.before, repeat=task.repeat,
             )  # fmt: skip
             row["id"] += f".repeat-{task.repeat}" if task.repeat else ""
-            files[task.judge].append(row)
+            files[task.judge].add(row)
             return row
 
         label, both = f"assess  {', '.join(court.judges)}", list(models.values())
