@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from curation import generation_stats, observer, write_generation_stats
 from designs import designed, edit, example
 from evidence import clopper_pearson
+from figures import generation_stats, observer, write_generation_stats
 from infrastructure import append_checkpoint, count_words
 from settings import Flaw
 

@@ -30,8 +30,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import curation
 import evidence
+import figures
 import infrastructure
 import judging
 import settings
@@ -221,16 +221,16 @@ def _told(report: RunReport[Task, Row], options: Any) -> tuple[dict[str, Any], i
     court = Court.of(ROOT)
     rows = court.combined()
     judging.write_combined(ROOT, rows)
-    curation.write_generation_stats(ROOT, evidence.clopper_pearson)
+    figures.write_generation_stats(ROOT, evidence.clopper_pearson)
     seen = [row for row in rows if options.batch in ("", row["batch"])]
-    told = done | figures(court, seen)
+    told = done | outcome(court, seen)
     told |= {"flips": flips(court)} if options.repeat else {}
     unscored = told["states"].get("unscored", 0)
     again = f"python scripts/assess.py {' '.join(sys.argv[1:])}".strip()
     return told | {"next": again if unscored else "finetune review"}, unscored
 
 
-def figures(court: Court, rows: Sequence[Row]) -> dict[str, Any]:
+def outcome(court: Court, rows: Sequence[Row]) -> dict[str, Any]:
     """Pass rate, what fails, and how far the judges agree."""
     states = Counter(row["state"] for row in rows)
     scored = states["passed"] + states["failed"]

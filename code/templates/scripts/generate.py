@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import curation
+import figures
 import infrastructure
 import settings
 import simulation
@@ -82,7 +83,7 @@ def _generate(
         print(f"{persona['id']}: {error}", file=sys.stderr)
     if report.stopped:
         print(report.stopped, file=sys.stderr)
-    curation.write_generation_stats(ROOT, clopper_pearson)
+    figures.write_generation_stats(ROOT, clopper_pearson)
     _show(options, _told(batch, report, options))
     return report.exit_code
 

@@ -39,7 +39,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import curation
+import figures
 import formats
 import infrastructure
 import stage
@@ -260,7 +260,7 @@ def _alone() -> Iterator[None]:
 def _write_stats() -> None:
     """The figures of the project; a config that is not ready costs them, and not the import."""
     try:
-        curation.write_generation_stats(ROOT, clopper_pearson)
+        figures.write_generation_stats(ROOT, clopper_pearson)
     except (FinetuneError, SettingsError) as error:
         print(f"design/generation_stats.md: not written:\n{error}", file=sys.stderr)
 
