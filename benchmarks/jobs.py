@@ -399,7 +399,7 @@ def run_assess(spec: Spec) -> Figures:
             while tasks and reruns < 5:  # what failed is asked again, as a second run does
                 reruns += 1
                 with assess.stage.models(root, project, "assess", court.judges, options) as models:
-                    report = asyncio.run(assess._all(court, tasks, models, options))
+                    report = asyncio.run(assess.judge_all(court, tasks, models, options))
                 failed.update(str(error)[:60] for _, error in report.failed)
                 court = judging.Court.of(root)
                 tasks = list(assess.todo(court, list(court.sources.values())))

@@ -18,10 +18,11 @@ import itertools
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
@@ -101,8 +102,12 @@ def words_hash(pairs: Iterable[Sequence[str]]) -> str:
     return canonical_hash([list(pair) for pair in pairs])
 
 
-def find_sources(root: Path) -> Iterator[Path]:
-    """Every transcript's file, each id once: a repaired one stands for its original."""
+def find_sources(root: Path, originals: bool = False) -> Iterator[Path]:
+    """Every transcript's file, each id once: a repaired one stands for its original, unless you ask
+    for what was made first."""
+    if originals:
+        yield from sorted((root / "data/raw/transcripts").rglob("*.json"))
+        return
     repaired = {path.name: path for path in sorted((root / "data/repaired").rglob("*.json"))}
     for path in sorted((root / "data/raw/transcripts").rglob("*.json")):
         yield repaired.pop(path.name, path)
@@ -680,15 +685,18 @@ class Court:
     damaged: Sequence[str] = ()  # transcripts that can't be read, in words
 
     @classmethod
-    def of(cls, root: Path, items: Collection[str] | None = None) -> "Court":
-        """Everything that is on the disk now, or only these transcripts."""
+    def of(
+        cls, root: Path, items: Collection[str] | None = None, originals: bool = False
+    ) -> "Court":
+        """Everything that is on the disk now, or only these transcripts; repaired ones as they are,
+        or as they were made."""
         judges, bench = judge_names(load_project(root).roles.judges), Bench.of(root)
         if not judges:
             said = "config/project.yaml roles.judges: no judge is chosen"
             raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
         identities = {name: identity_of(spec, root) for name, spec in judges.items()}
         sources, damaged = dict[str, Source](), []
-        for path in find_sources(root):
+        for path in find_sources(root, originals):
             if items is not None and path.stem not in items:
                 continue
             try:
@@ -806,3 +814,65 @@ def fail(row: Row, why: Sequence[str], bench: Bench) -> Row:
     answers = dict.fromkeys(bench.asked(bench.rubric.criteria, int(row["exchanges"])), "NO")
     none = {"pass": False, "score": 0.0, "state": "failed", "answers": answers, "errors": {}}
     return row | none | {"failed_checks": list(answers), "model_failure": list(why)}
+
+
+# ══ 9 What became of every transcript ═════════════════════════════════════════════════════════════
+
+FATES = ("accepted", "repaired", "truncated", "rejected", "pending")
+
+
+class Fate(NamedTuple):
+    """What became of one transcript that was generated or imported, and why."""
+
+    state: str  # one of FATES
+    why: str = ""
+
+
+def events(root: Path) -> Iterator[Row]:
+    """Every line about a transcript, of all parts, in the order of the files."""
+    for path in sorted((root / "data").glob("candidates*.jsonl")):
+        yield from iter_records(path)
+
+
+def fates(root: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, Fate]:
+    """One fate for each transcript that a line of candidates or a verdict knows. What passes now
+    has passed, whatever was said of older words; what is not scored or not repaired yet, waits."""
+    last: dict[str, list[Row]] = {}
+    for event in events(root):
+        last.setdefault(id_of(event) or "", []).append(event)
+    verdicts = {str(row["id"]): row for row in rows}
+    known = dict.fromkeys([*last, *verdicts])
+    return {item: _fate(verdicts.get(item), last.get(item, [])) for item in known if item}
+
+
+def _fate(row: Mapping[str, Any] | None, told: Sequence[Row]) -> Fate:
+    fixed = [event for event in told if event["event"] == "fixup"]
+    begun = told[0] if told else {}
+    if row is None:
+        gone = begun.get("fate") == "rejected"
+        return Fate("rejected", "; ".join(begun.get("why", ()))) if gone else Fate("pending")
+    now = [event for event in fixed if event.get("transcript_hash") == row["transcript_hash"]]
+    if row["pass"]:
+        made = now[-1]["fate"] if now and now[-1]["fate"] in FATES[1:3] else ""
+        return Fate(made or ("truncated" if begun.get("fate") == "truncated" else "accepted"))
+    if now and now[-1]["fate"] == "rejected":
+        return Fate("rejected", "; ".join(now[-1].get("why", ())))
+    return Fate("pending", str(row["state"]))
+
+
+def tally(found: Mapping[str, Fate]) -> dict[str, int]:
+    """How many of each; their sum is what was generated and imported."""
+    counts = Counter(fate.state for fate in found.values())
+    return {state: counts[state] for state in FATES}
+
+
+def needed_repair(root: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many generated and judged transcripts failed as they were made, of how many. Imported
+    ones say nothing about our prompts."""
+    told: dict[str, set[str]] = {}
+    for event in events(root):
+        told.setdefault(str(event["event"]), set()).add(str(event["id"]))
+    own = {str(r["id"]): r["state"] for r in rows if r["id"] in told.get("generated", ())}
+    fixed = told.get("fixup", set())
+    judged = [item for item, state in own.items() if state in ("passed", "failed")]
+    return sum(item in fixed or own[item] == "failed" for item in judged), len(judged)

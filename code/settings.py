@@ -578,6 +578,9 @@ class Thresholds(Section):
         default=5,
         description="transcripts that people call good, and bad, before a judge may filter",
     )
+    spot_checks: Count = Field(
+        default=10, description="transcripts made at scale that a person reads to the end"
+    )
     fixup_share: Share = Field(
         default=0.30, description="more transcripts than this to repair: the prompt is wrong"
     )

@@ -28,6 +28,7 @@ import judging  # noqa: E402
 import settings  # noqa: E402
 import simulation  # noqa: E402
 from designs import designed  # noqa: E402
+from finetune_skills import gates  # noqa: E402
 from finetune_skills import rehearse as r  # noqa: E402
 from finetune_skills.labels import Label, checked, findings_of  # noqa: E402
 from finetune_skills.review.records import SEEN, Records  # noqa: E402
@@ -56,6 +57,8 @@ def made(root: Path) -> dict[Path, str]:
     r.script(root, "personas.py", "--count", str(r.PERSONAS))
     r.script(root, "generate.py")
     r.script(root, "generate.py", "--confirm")
+    gates.decide(root, "confirm", "waived", "example people", "to make the example's reviews")
+    r.script(root, "generate.py", "--count", str(r.SCALE))
     chats = as_lines(old_chats(root))
     (root / "people").mkdir(exist_ok=True)
     (root / "people/old-chats.jsonl").write_text(chats, "utf-8")

@@ -55,14 +55,14 @@ def check_pilot(root: Path) -> Checked:
     from finetune_skills.labels import load_labels
 
     checked, all_ = Checked(), batches(root, "pilot")
-    court = _court(root, checked, {item for batch in all_ for item in batch["ids"]})
+    court = load_court(root, checked, {item for batch in all_ for item in batch["ids"]})
     if court is None or not all_:
         todo = "Run: python scripts/generate.py"
         checked.findings += [] if all_ else [Finding("data/batches", "no pilot yet.", todo)]
         return checked
     last, labels = all_[-1], load_labels(root)
     checked.items = len(last["ids"])
-    checked.findings += _outdated(root, last, "generate.py")
+    checked.findings += outdated(root, last, "generate.py")
     rows = {row["id"]: row for row in court.combined()}
     checked.findings += _unjudged(last, rows, root)
     checked.findings += _unread(last, labels, court)
@@ -105,10 +105,31 @@ def _unread(batch: Batch, labels: Sequence[Label], court: Court) -> Iterator[Fin
     todo = f"{REVIEW} --batch {batch['id']}"
     for item in (each for each in batch["ids"] if each in court.sources):
         own = [label for label in labels if label.id == item and not label.blind]
-        if not any(complete(label, court.bench.rubric) and not label.stale for label in own):
-            stale = next((label.stale for label in own if label.stale), "")
+        why = {label.at: stale_now(label, court) for label in own}
+        done = (label for label in own if complete(label, court.bench.rubric))
+        if not any(not why[label.at] for label in done):
+            stale = next((said for said in why.values() if said), "")
             said = f"{item} is not reviewed to the end" + (f": {stale}." if stale else ".")
             yield Finding(LABELS, said, todo)
+
+
+def stale_now(label: Label, court: Court) -> str:
+    """Why a label says nothing of these words, this rubric and these verdicts; empty: it does."""
+    from finetune_skills.review.records import verdict_hash
+
+    source = court.sources.get(label.id)
+    if source is None or label.transcript_hash != source.hash:
+        return "the transcript has changed"
+    if label.rubric_hash != court.bench.rubric.hash:
+        return "the rubric has changed"
+    rows = {judge: court.fresh(judge, source) for judge in label.seen if judge in court.judges}
+    other = (judge for judge, seen in label.seen.items()
+             if verdict_hash(rows.get(judge) or {}) != seen)  # fmt: skip
+    judge = next(other, "")
+    return f"{OTHER_VERDICT} {judge} has changed" if judge else ""
+
+
+OTHER_VERDICT = "the verdict of"  # a label that is about the words, and saw other answers
 
 
 def _unanswered(
@@ -143,7 +164,7 @@ def check_confirm(root: Path) -> Checked:
     checked, all_, store = Checked(), batches(root, "confirm"), label_store(root)
     store.refresh()
     wanted = {item for batch in all_ for item in batch["ids"]}
-    court = _court(root, checked, wanted | {str(row["id"]) for row in store.newest.values()})
+    court = load_court(root, checked, wanted | {str(row["id"]) for row in store.newest.values()})
     if court is None or not all_:
         todo = "Run: python scripts/generate.py --confirm"
         none = Finding("data/batches", "no batch to confirm with yet.", todo)
@@ -151,7 +172,7 @@ def check_confirm(root: Path) -> Checked:
         return checked
     last, rows = all_[-1], {row["id"]: row for row in court.combined()}
     checked.items = len(last["ids"])
-    checked.findings += _outdated(root, last, "generate.py --confirm")
+    checked.findings += outdated(root, last, "generate.py --confirm")
     checked.findings += _not_fresh(root, last)
     checked.findings += _unjudged(last, rows, root)
     said = quality.people(root, court)
@@ -211,13 +232,18 @@ def batches(root: Path, kind: str = "") -> list[Batch]:
     return found
 
 
-def _court(root: Path, checked: Checked, items: Collection[str]) -> Court | None:
-    """What the judges say of these transcripts; their number stays small, however large a set."""
+def load_court(
+    root: Path, checked: Checked, items: Collection[str] | None, originals: bool = True
+) -> Court | None:
+    """What the judges say of these transcripts (None: of all), as they were made: a later repair
+    changes nothing in what was read and confirmed."""
     from finetune_skills.findings import loaded
     from judging import Court
 
     try:
-        court: Court | None = loaded(partial(Court.of, items=items), root, checked)
+        court: Court | None = loaded(
+            partial(Court.of, items=items, originals=originals), root, checked
+        )
     except FinetuneError as error:
         checked.findings.append(Finding("judges", str(error)))
         return None
@@ -226,7 +252,7 @@ def _court(root: Path, checked: Checked, items: Collection[str]) -> Court | None
     return court
 
 
-def _outdated(root: Path, batch: Batch, script: str) -> Iterator[Finding]:
+def outdated(root: Path, batch: Batch, script: str) -> Iterator[Finding]:
     """What the batch was made with, as far as it is a file, against what is there now."""
     for name, kept in batch["inputs"].items():
         if "/" in name or "#" in name:

@@ -19,6 +19,7 @@ from typing import Any
 
 from finetune_skills import checks_design as d
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
+from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, check_fixup, check_scale
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
 from finetune_skills.findings import Checked, Finding
@@ -73,9 +74,9 @@ GATES = {
         Gate("baseline", "design", ("tokens", "prompts"), BASELINE_SEEN, check_baseline),
         Gate("pilot", "generate", ("baseline",), PILOT_SEEN, check_pilot),
         Gate("confirm", "generate", ("pilot",), CONFIRM_SEEN, check_confirm),
-        Gate("scale", "generate", ("confirm",)),
+        Gate("scale", "generate", ("confirm",), SCALE_SEEN, check_scale),
         Gate("audit", "generate", ("scale",)),
-        Gate("fixup", "generate", ("audit",)),
+        Gate("fixup", "generate", ("audit",), FIXUP_SEEN, check_fixup),
         Gate("slice", "generate", ("fixup",)),
         Gate("dataset", "train", ("slice",)),
         Gate("mask", "train", ("dataset",)),

@@ -40,7 +40,7 @@ def judges(examples: bool, json_: bool) -> None:
     from judging import Court
 
     root = project_root()
-    court = Court.of(root)
+    court = Court.of(root, originals=True)
     said = quality.people(root, court)
     found = quality.standings(root, court, said, needed=True)
     proposed = quality.proposals(court, said, found)

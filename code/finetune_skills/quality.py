@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_skills.checks_pilot import OTHER_VERDICT, stale_now
 from finetune_skills.labels import Label, complete, load_labels
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 GOOD = {"good": True, "bad": False}  # a verdict of `unsure` is none
 TOGETHER = "all judges together"  # what really filters
-OTHER_VERDICT = "the verdict of"  # how a label's reason begins that is about a judge, not the words
 Verdicts = Mapping[str, Mapping[str, Any]]  # by transcript
 
 
@@ -66,7 +66,7 @@ def people(root: Path, court: Court) -> People:
     stale = unfinished = example = 0
     labels = load_labels(root)
     for label in labels:
-        old, done = _is_old(label), complete(label, court.bench.rubric)
+        old, done = _is_old(label, court), complete(label, court.bench.rubric)
         stale, unfinished = stale + old, unfinished + (not old and not done)
         if old or not done:
             continue
@@ -78,8 +78,9 @@ def people(root: Path, court: Court) -> People:
     return People(found, stale, unfinished, example, names)
 
 
-def _is_old(label: Label) -> bool:
-    return bool(label.stale) and not label.stale.startswith(OTHER_VERDICT)
+def _is_old(label: Label, court: Court) -> bool:
+    why = stale_now(label, court)
+    return bool(why) and not why.startswith(OTHER_VERDICT)
 
 
 def _counts_more(one: Label, other: Label) -> bool:

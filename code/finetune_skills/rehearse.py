@@ -37,7 +37,7 @@ from infrastructure import KEYS, FinetuneError, decode_line, encode_line, iter_r
 EXAMPLE = "support-desk"
 FAULTY = Path(__file__).with_name("rehearsal") / "faulty.py"
 SECONDS = 300  # that one script may take; a rehearsal is a matter of seconds
-PILOT, CONFIRM = 5, 20
+PILOT, CONFIRM, SCALE = 5, 20, 14
 PERSONAS = 40
 BASELINE = 20
 SHORT = 4  # exchanges of a conversation in which every third call has to wait
@@ -234,6 +234,13 @@ def confirm(done: Rehearsal) -> str:
     return f"{told['accepted']} of {CONFIRM} accepted"
 
 
+def scaled(done: Rehearsal) -> str:
+    told = json.loads(script(done.root, "generate.py", "--count", str(SCALE), "--json").stdout)
+    if told["made now"] != SCALE or told["failed"]:
+        raise Missed(f"{told['made now']} of {SCALE} made, {told['failed']} failed")
+    return f"{told['accepted']} of {SCALE} accepted"
+
+
 def reviewed(done: Rehearsal) -> str:
     """The reviews that ship with the example, for the transcripts that are there by now; what a
     person would do on the page of `finetune review`."""
@@ -266,7 +273,7 @@ def judges_of(place: Path) -> list[Any]:
     from finetune_skills import quality
     from judging import Court
 
-    court = Court.of(place)
+    court = Court.of(place, originals=True)
     return quality.standings(place, court, quality.people(place, court))
 
 
@@ -301,6 +308,10 @@ STEPS: tuple[Step, ...] = (
     Step("reviews, the rest", "", reviewed),
     Step("judges", "", measured),
     Step("gate confirm", "confirm", partial(approve, "confirm")),
+    Step(f"generate.py --count {SCALE}", "confirm", scaled),
+    Step("assess.py, at scale", "rubric", judged),
+    Step("reviews, spot checks", "", reviewed),
+    Step("gate scale", "scale", partial(pass_gate, "scale")),
 )
 
 

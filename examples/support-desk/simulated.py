@@ -556,7 +556,8 @@ MISTAKES = {"strict": (0.02, 0.02), "mild": (0.01, 0.12), "other": (0.02, 0.04)}
 # The share of bad replies from which the answer is NO; without an entry, one of them is enough.
 SHARE = {"N1": 0.25, "N2": 0.25, "N3": 0.25, "U1": 0.25, "H1": 0.4}
 Talk = list[tuple[str, str]]
-Seen = tuple[str, int, str]  # answer, exchange, quote
+Seen = tuple[str, list[int]]  # answer, and the exchanges to quote, from 0
+MOST_PLACES = 5
 
 
 def judge_strict(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
@@ -578,7 +579,7 @@ def _judge(name: str, messages: Messages, schema: Any, scope: str) -> str:
     """Answers the criteria that it is asked, from the conversation in the prompt alone."""
     talk, given = conversation(messages[1]["content"]), {}
     for criterion in schema.model_fields:
-        answer, exchange, quote = truth(criterion, talk)
+        answer, places = truth(criterion, talk)
         chance = rng("judge", name, scope.split(".")[0], criterion).random()
         false_no, false_yes = MISTAKES[name]
         if answer == "YES" and chance < false_no:
@@ -586,7 +587,7 @@ def _judge(name: str, messages: Messages, schema: Any, scope: str) -> str:
         elif answer == "NO" and chance < false_yes:
             answer = "YES"
         said = "It is so at this place." if answer != "NA" else "There was nothing of the kind."
-        evidence = [{"exchange": exchange, "quote": quote}] if answer != "NA" else []
+        evidence = [{"exchange": n + 1, "quote": _first(talk[n][1])} for n in places]
         given[criterion] = {"reasoning": said, "evidence": evidence, "answer": answer}
     return json.dumps(given, ensure_ascii=False)
 
@@ -606,10 +607,10 @@ def truth(criterion: str, talk: Talk) -> Seen:
     counted = [n for n in range(len(talk)) if measure(talk, n) is not None]
     bad = [n for n in counted if not measure(talk, n)]
     if not counted:
-        return "NA", 0, ""
+        return "NA", []
     if len(bad) > SHARE.get(criterion, 0.0) * len(counted):
-        return "NO", bad[0] + 1, _first(talk[bad[0]][1])
-    return "YES", counted[0] + 1, _first(talk[counted[0]][1])
+        return "NO", bad[:MOST_PLACES]
+    return "YES", counted[:1]
 
 
 def _first(text: str) -> str:
@@ -703,3 +704,19 @@ MEASURES: dict[str, Callable[[Talk, int], bool | None]] = {
     "S2": _nothing_promised,
     "S3": _kept_closed,
 }
+
+
+# ── repairs ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def repair(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+    """Takes stock phrases and padding out of a reply; what has nothing else can't be mended."""
+    told = messages[-1]["content"]
+    reply = told.split("The reply to mend:\n")[1].split("\n\nWhat is wrong with it:")[0]
+    said = told.split("The person's message:\n")[1].split("\n\nThe reply to mend:")[0]
+    for line in (STOCK, FORMULA, *PADDING):
+        reply = reply.replace(line, "")
+    kept = " ".join(reply.split())
+    missing = [lines[0] for words, lines in _topics(said)[:2] if lines[0] not in kept]
+    mended = _shortened(" ".join([kept, *missing]).strip(), max(30, count_words(reply)))
+    return mended if kept and rng("repair", scope).random() < 0.95 else "UNFIXABLE"

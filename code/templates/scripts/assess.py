@@ -104,7 +104,7 @@ def repeats(court: Court, chosen: Sequence[Source], times: int) -> Iterator[Task
 
 def _judge(court: Court, tasks: Sequence[Task], project: Any, options: Any) -> RunReport[Task, Row]:
     with stage.models(ROOT, project, "assess", court.judges, options) as models:
-        report = asyncio.run(_all(court, tasks, models, options))
+        report = asyncio.run(judge_all(court, tasks, models, options))
     for task, error in report.failed:
         print(f"{task.source.id}, judge {task.judge}: {error}", file=sys.stderr)
     if report.stopped:
@@ -137,7 +137,7 @@ class _Rows:
         self.file.close()
 
 
-async def _all(
+async def judge_all(
     court: Court, tasks: Sequence[Task], models: Mapping[str, Any], options: Any
 ) -> RunReport[Task, Row]:
     folder = ROOT / FOLDER / ("repeats" if options.repeat else "")
