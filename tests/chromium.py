@@ -152,7 +152,9 @@ class Page:
             except AssertionError as error:  # between two pages there is nothing to ask
                 last = error
             time.sleep(0.03)
-        raise AssertionError(f"never true: {code} (last: {last}), at {self.text()[:2000]}")
+        thrown = [event["exceptionDetails"] for event in self.events("Runtime.exceptionThrown")]
+        said = f"never true: {code} (last: {last}, thrown: {thrown})"
+        raise AssertionError(f"{said}, at {self.text()[:2000]}")
 
     def text(self) -> str:
         return str(self.eval("`${location.href} ${document.body.innerText}`"))

@@ -147,6 +147,8 @@ def test_two_windows_ask_which_one_counts(
         one.saved()
         two.press("n")
         two.until("document.getElementById('conflict').open")
+        two.press("Enter", "t")  # meant for a criterion, a moment too late: it decides nothing
+        two.until("document.getElementById('conflict').dataset.ready")
         assert two.eval("document.getElementById('conflict-rows').innerText").split() == [
             "S1", "YES", "NO",
         ]  # fmt: skip
@@ -286,12 +288,17 @@ def test_pairs_are_compared_with_the_keyboard(browser: Browser, project: Project
     with started(project.root, "--ab", str(path)) as server:
         page = browser.open(server.url)
         page.until("location.pathname === '/ab/1' && document.querySelector('#help-keys dt')")
+        look = "getComputedStyle(document.querySelector('#SIDE .user .text'))"
+        look = f"JSON.stringify([{look}.font, {look}.color, {look}.width])"
+        assert page.eval(look.replace("SIDE", "left")) == page.eval(look.replace("SIDE", "right"))
         page.press("l", "Enter")
         page.until("location.pathname === '/ab/2' && document.querySelector('#help-keys dt')")
         page.press("e")
         page.write("alike")
         page.press("Escape", "t")
         page.saved()
+        assert "2 of 2 done" in page.text()
+        assert "All 2 pairs are compared." in page.text()
     lines = (project.root / "data/reviews/ab.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [rows[0]["choice"], rows[-1]["choice"], rows[-1]["notes"]] == ["left", "tie", "alike"]

@@ -1,11 +1,12 @@
 import { keys, tabs } from "./keys.js";
-import { Saver, compare, guardLinks, say, sendLeft } from "./save.js";
+import { Saver, compare, doneCounter, guardLinks, say, sendLeft } from "./save.js";
 
 const review = document.getElementById("review");
 const start = JSON.parse(review.dataset.state);
 const notes = document.getElementById("notes");
 const on = document.getElementById("on");
 let label = start.label;
+const showDone = doneCounter(Boolean(label.choice));
 let timer;
 
 const saver = new Saver({
@@ -24,6 +25,7 @@ function show(next) {
     button.setAttribute("aria-pressed", String(button.dataset.choice === label.choice));
   }
   if (document.activeElement !== notes) notes.value = label.notes;
+  document.getElementById("all-done").hidden = !showDone(Boolean(label.choice));
 }
 
 function change(part) {

@@ -20,6 +20,18 @@ function alike(newer, sent) {
   return keys.every((key) => stable(newer[key]) === stable(sent[key] ?? null));
 }
 
+/** Keeps "3 of 5 done" right while this page is open; says whether all are done. */
+export function doneCounter(before) {
+  const place = document.getElementById("done");
+  const [done, total] = [Number(place.dataset.done), Number(place.dataset.total)];
+  return (now) => {
+    const count = Math.min(total, done - Number(before) + Number(now));
+    place.textContent = `${count} of ${total} done`;
+    document.querySelector(".bar progress").value = count;
+    return count === total;
+  };
+}
+
 export async function ask(url, body) {
   const sent = { headers: { "content-type": "application/json" }, cache: "no-store" };
   if (body) Object.assign(sent, { method: "POST", body: JSON.stringify(body) });
@@ -251,14 +263,17 @@ export function compare(newer, mine, decide) {
   document.getElementById("conflict-rows").replaceChildren(...rows);
   const end = (keep) => {
     dialog.onkeydown = null;
+    delete dialog.dataset.ready;
     dialog.close();
     decide(keep);
   };
   document.getElementById("take-theirs").onclick = () => end(false);
   document.getElementById("keep-mine").onclick = () => end(true);
   dialog.onkeydown = (event) => {
-    if (event.key === "t" || event.key === "k") end(event.key === "k");
+    if (!dialog.dataset.ready) event.preventDefault(); // that key was meant for a criterion
+    else if (event.key === "t" || event.key === "k") end(event.key === "k");
   };
+  setTimeout(() => (dialog.dataset.ready = "1"), 600);
   dialog.oncancel = (event) => event.preventDefault(); // it has to be decided
   if (!dialog.open) dialog.showModal();
 }

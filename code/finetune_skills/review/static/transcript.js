@@ -1,5 +1,5 @@
 import { keys, tabs } from "./keys.js";
-import { Saver, ask, compare, guardLinks, hint, say, sendLeft } from "./save.js";
+import { Saver, ask, compare, doneCounter, guardLinks, hint, say, sendLeft } from "./save.js";
 
 const review = document.getElementById("review");
 const start = JSON.parse(review.dataset.state);
@@ -13,6 +13,7 @@ const NAMED = { verdict: "the whole transcript", rubric_misses: "what the rubric
 const showTab = tabs((name) => name === "panel" && focusCard(at, false));
 
 let label = start.label;
+const showDone = doneCounter(complete());
 let at = 0; // the open criterion; cards.length is the whole transcript
 let timer;
 
@@ -77,7 +78,9 @@ function missing() {
   return start.asked.filter((criterion) => !label.criteria[criterion]);
 }
 
-const complete = () => !missing().length && Boolean(label.verdict);
+function complete() {
+  return !missing().length && Boolean(label.verdict);
+}
 
 function show(next) {
   label = next;
@@ -95,6 +98,7 @@ function show(next) {
   document.getElementById("still").textContent = said ? `Left: ${said}` : "All answered";
   document.getElementById("count").textContent = `${start.asked.length - left}/${start.asked.length}`;
   document.body.toggleAttribute("data-complete", complete());
+  showDone(complete());
   on.classList.toggle("primary", complete());
 }
 
@@ -223,7 +227,8 @@ function agreeWithRest() {
 
 function judgeWhole(verdict) {
   change({ verdict });
-  onward();
+  const open = cards[at] && !label.criteria[cards[at].dataset.id];
+  if (!open) onward(); // else the reader is in the middle of a question
 }
 
 function enter(event) {
@@ -255,6 +260,7 @@ function showQuote(quote) {
   for (const mark of document.querySelectorAll("mark.on")) mark.classList.remove("on");
   for (const mark of marks) mark.classList.add("on");
   if (narrow()) showTab("talk");
+  if (document.body.hasAttribute("data-diff")) toggle("diff"); // the marks are in the new text
   marks[0]?.scrollIntoView({ block: "center" });
 }
 
