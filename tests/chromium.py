@@ -132,8 +132,13 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=features)
 
     def go(self, url: str) -> None:
+        """Open an address, or the same one again, and wait for the new page."""
+        self.eval("window.before_this = true")
         self.send("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.until("!window.before_this && document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        self.go(self.eval("location.href"))
 
     def eval(self, code: str) -> Any:
         """The value of an expression in the page; promises are waited for."""

@@ -93,11 +93,25 @@ def test_a_reload_loses_nothing(browser: Browser, project: Project) -> None:
         page.go(address(server, "/t/t1"))
         page.press("Enter", "n", "e")
         page.write("typed a moment ago")
-        page.send("Page.reload")
-        page.until("document.getElementById('notes')?.value === 'typed a moment ago'")
+        page.reload()
+        page.until("document.querySelector('#notes').value === 'typed a moment ago'")
         page.until(f"{SAID}.startsWith('YES NO -')")
-        page.saved() if page.eval("document.getElementById('saved').textContent") else None
         wait_for(lambda: labels(project)["t1"].notes == "typed a moment ago")
+
+
+def test_a_save_that_overtakes_a_reload_is_shown(browser: Browser, project: Project) -> None:
+    with started(project.root) as server:
+        page = browser.open(server.url)
+        page.go(address(server, "/t/t1"))
+        state = page.eval("document.getElementById('review').dataset.state")
+        page.press("n")
+        page.saved()
+        old = f"document.getElementById('review').dataset.state = {json.dumps(state)}"
+        late = f"document.addEventListener('readystatechange', () => {{ {old} }}, {{once: true}})"
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=late)
+        page.reload()  # as if the server had made it before the save
+        page.until("document.getElementById('saved')?.textContent === 'Brought up to date'")
+        assert page.eval(SAID).startswith("NO")
 
 
 def wait_for(true: object, patience: float = 20) -> None:
@@ -188,7 +202,8 @@ def test_undo_takes_back_one_step_after_the_other(browser: Browser, project: Pro
         assert page.eval(CURRENT) == "S2"
         assert page.eval(SAID).startswith("YES - -")
         page.press("z", "z")
-        page.until("document.getElementById('saved').textContent === 'Nothing to undo'")
+        page.until("document.getElementById('notice').textContent === 'Nothing to undo'")
+        page.saved()
     assert (labels(project)["t1"].criteria, labels(project)["t1"].verdict) == ({}, None)
 
 
@@ -223,7 +238,7 @@ def test_sixty_injections_do_nothing_and_show_as_text(browser: Browser, project:
         page.write(evil)
         page.press("Escape", "s", "q", "u")
         page.saved()
-        page.send("Page.reload")
+        page.reload()
         page.until("document.getElementById('findings')?.innerText.includes('You call it')")
         assert page.eval("document.title") == "t1 \u00b7 finetune review"
         texts = page.eval("[...document.querySelectorAll('.text')].map((each) => each.textContent)")
@@ -268,6 +283,9 @@ def test_a_phone_labels_without_any_key(browser: Browser, project: Project) -> N
         page.go(address(server, "/t/t2"))
         page.until("document.querySelector('.current')")
         page.eval("document.querySelector('[data-show=panel]').click()")
+        page.eval("document.getElementById('agree-rest').click()")
+        page.eval("document.getElementById('undo').click()")
+        assert "YES" not in page.eval(SAID)
         page.eval("document.getElementById('agree-rest').click()")
         for name in ("H1", "N2"):
             card = f"document.querySelector('[data-id={name}]')"

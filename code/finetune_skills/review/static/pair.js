@@ -56,7 +56,7 @@ notes.oninput = () => {
   timer = setTimeout(commit, 500);
 };
 notes.onblur = commit;
-addEventListener("pagehide", commit);
+for (const leaving of ["beforeunload", "pagehide"]) addEventListener(leaving, commit);
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.onclick = () => choose(button.dataset.choice);
 }

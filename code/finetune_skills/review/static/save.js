@@ -38,9 +38,10 @@ export async function ask(url, body) {
   if (body && sent.body.length < 60000) sent.keepalive = true; // browsers allow no more
   try {
     const answer = await fetch(url, sent);
-    return { status: answer.status, data: await answer.json().catch(() => ({})) };
+    const status = answer.status;
+    return { status, data: await (status === 403 ? {} : answer.json()) };
   } catch {
-    return { status: 0, data: {} };
+    return { status: 0, data: {} }; // also an answer cut off in its middle: nobody knows its end
   }
 }
 
@@ -86,10 +87,13 @@ function notice(words, kind, href, linked) {
   place.hidden = !words;
 }
 
+let fading;
+
 /** A line that goes away by itself. */
 export function hint(words) {
+  clearTimeout(fading);
   notice(words, "hint");
-  setTimeout(() => notice("", "hint"), 8000);
+  fading = setTimeout(() => notice("", "hint"), 6000);
 }
 
 const CLOSED = "The review was started again. Open the new address that the terminal shows: what is "
@@ -104,9 +108,11 @@ export class Saver {
     Object.assign(this, { unsure: [], waiting: [], left: [] });
   }
 
-  /** Take over what an earlier page could not save; gives the label to show, or null. */
-  adopt() {
-    this.left = stored().filter(([, entry]) => entry.id === this.id);
+  /** Take over what an earlier page could not save; gives the label to show, or null. What is
+   *  younger than `age` ms may still be on its way from a page that is alive. */
+  adopt(age = 0) {
+    const before = Date.now() - age;
+    this.left = stored().filter(([, entry]) => entry.id === this.id && entry.at <= before);
     return this.#next();
   }
 
