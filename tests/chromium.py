@@ -132,8 +132,13 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=features)
 
     def go(self, url: str) -> None:
+        """Open an address, or the same one again, and wait for the new page."""
+        self.eval("window.before_this = true")
         self.send("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.until("!window.before_this && document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        self.go(self.eval("location.href"))
 
     def eval(self, code: str) -> Any:
         """The value of an expression in the page; promises are waited for."""
@@ -152,7 +157,9 @@ class Page:
             except AssertionError as error:  # between two pages there is nothing to ask
                 last = error
             time.sleep(0.03)
-        raise AssertionError(f"never true: {code} (last: {last}), at {self.text()[:2000]}")
+        thrown = [event["exceptionDetails"] for event in self.events("Runtime.exceptionThrown")]
+        said = f"never true: {code} (last: {last}, thrown: {thrown})"
+        raise AssertionError(f"{said}, at {self.text()[:2000]}")
 
     def text(self) -> str:
         return str(self.eval("`${location.href} ${document.body.innerText}`"))

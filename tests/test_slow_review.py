@@ -93,11 +93,25 @@ def test_a_reload_loses_nothing(browser: Browser, project: Project) -> None:
         page.go(address(server, "/t/t1"))
         page.press("Enter", "n", "e")
         page.write("typed a moment ago")
-        page.send("Page.reload")
-        page.until("document.getElementById('notes')?.value === 'typed a moment ago'")
+        page.reload()
+        page.until("document.querySelector('#notes').value === 'typed a moment ago'")
         page.until(f"{SAID}.startsWith('YES NO -')")
-        page.saved() if page.eval("document.getElementById('saved').textContent") else None
         wait_for(lambda: labels(project)["t1"].notes == "typed a moment ago")
+
+
+def test_a_save_that_overtakes_a_reload_is_shown(browser: Browser, project: Project) -> None:
+    with started(project.root) as server:
+        page = browser.open(server.url)
+        page.go(address(server, "/t/t1"))
+        state = page.eval("document.getElementById('review').dataset.state")
+        page.press("n")
+        page.saved()
+        old = f"document.getElementById('review').dataset.state = {json.dumps(state)}"
+        late = f"document.addEventListener('readystatechange', () => {{ {old} }}, {{once: true}})"
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=late)
+        page.reload()  # as if the server had made it before the save
+        page.until("document.getElementById('saved')?.textContent === 'Brought up to date'")
+        assert page.eval(SAID).startswith("NO")
 
 
 def wait_for(true: object, patience: float = 20) -> None:
@@ -147,6 +161,8 @@ def test_two_windows_ask_which_one_counts(
         one.saved()
         two.press("n")
         two.until("document.getElementById('conflict').open")
+        two.press("Enter", "t")  # meant for a criterion, a moment too late: it decides nothing
+        two.until("document.getElementById('conflict').dataset.ready")
         assert two.eval("document.getElementById('conflict-rows').innerText").split() == [
             "S1", "YES", "NO",
         ]  # fmt: skip
@@ -186,7 +202,8 @@ def test_undo_takes_back_one_step_after_the_other(browser: Browser, project: Pro
         assert page.eval(CURRENT) == "S2"
         assert page.eval(SAID).startswith("YES - -")
         page.press("z", "z")
-        page.until("document.getElementById('saved').textContent === 'Nothing to undo'")
+        page.until("document.getElementById('notice').textContent === 'Nothing to undo'")
+        page.saved()
     assert (labels(project)["t1"].criteria, labels(project)["t1"].verdict) == ({}, None)
 
 
@@ -221,7 +238,7 @@ def test_sixty_injections_do_nothing_and_show_as_text(browser: Browser, project:
         page.write(evil)
         page.press("Escape", "s", "q", "u")
         page.saved()
-        page.send("Page.reload")
+        page.reload()
         page.until("document.getElementById('findings')?.innerText.includes('You call it')")
         assert page.eval("document.title") == "t1 \u00b7 finetune review"
         texts = page.eval("[...document.querySelectorAll('.text')].map((each) => each.textContent)")
@@ -267,6 +284,9 @@ def test_a_phone_labels_without_any_key(browser: Browser, project: Project) -> N
         page.until("document.querySelector('.current')")
         page.eval("document.querySelector('[data-show=panel]').click()")
         page.eval("document.getElementById('agree-rest').click()")
+        page.eval("document.getElementById('undo').click()")
+        assert "YES" not in page.eval(SAID)
+        page.eval("document.getElementById('agree-rest').click()")
         for name in ("H1", "N2"):
             card = f"document.querySelector('[data-id={name}]')"
             page.eval(f"{card}.querySelector('.head').click()")
@@ -286,12 +306,17 @@ def test_pairs_are_compared_with_the_keyboard(browser: Browser, project: Project
     with started(project.root, "--ab", str(path)) as server:
         page = browser.open(server.url)
         page.until("location.pathname === '/ab/1' && document.querySelector('#help-keys dt')")
+        look = "getComputedStyle(document.querySelector('#SIDE .user .text'))"
+        look = f"JSON.stringify([{look}.font, {look}.color, {look}.width])"
+        assert page.eval(look.replace("SIDE", "left")) == page.eval(look.replace("SIDE", "right"))
         page.press("l", "Enter")
         page.until("location.pathname === '/ab/2' && document.querySelector('#help-keys dt')")
         page.press("e")
         page.write("alike")
         page.press("Escape", "t")
         page.saved()
+        assert "2 of 2 done" in page.text()
+        assert "All 2 pairs are compared." in page.text()
     lines = (project.root / "data/reviews/ab.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [rows[0]["choice"], rows[-1]["choice"], rows[-1]["notes"]] == ["left", "tie", "alike"]

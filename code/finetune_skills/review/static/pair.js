@@ -1,11 +1,12 @@
 import { keys, tabs } from "./keys.js";
-import { Saver, compare, guardLinks, say, sendLeft } from "./save.js";
+import { Saver, compare, doneCounter, guardLinks, say, sendLeft } from "./save.js";
 
 const review = document.getElementById("review");
 const start = JSON.parse(review.dataset.state);
 const notes = document.getElementById("notes");
 const on = document.getElementById("on");
 let label = start.label;
+const showDone = doneCounter(Boolean(label.choice));
 let timer;
 
 const saver = new Saver({
@@ -24,6 +25,7 @@ function show(next) {
     button.setAttribute("aria-pressed", String(button.dataset.choice === label.choice));
   }
   if (document.activeElement !== notes) notes.value = label.notes;
+  document.getElementById("all-done").hidden = !showDone(Boolean(label.choice));
 }
 
 function change(part) {
@@ -54,7 +56,7 @@ notes.oninput = () => {
   timer = setTimeout(commit, 500);
 };
 notes.onblur = commit;
-addEventListener("pagehide", commit);
+for (const leaving of ["beforeunload", "pagehide"]) addEventListener(leaving, commit);
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.onclick = () => choose(button.dataset.choice);
 }

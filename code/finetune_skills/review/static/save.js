@@ -20,15 +20,28 @@ function alike(newer, sent) {
   return keys.every((key) => stable(newer[key]) === stable(sent[key] ?? null));
 }
 
+/** Keeps "3 of 5 done" right while this page is open; says whether all are done. */
+export function doneCounter(before) {
+  const place = document.getElementById("done");
+  const [done, total] = [Number(place.dataset.done), Number(place.dataset.total)];
+  return (now) => {
+    const count = Math.min(total, done - Number(before) + Number(now));
+    place.textContent = `${count} of ${total} done`;
+    document.querySelector(".bar progress").value = count;
+    return count === total;
+  };
+}
+
 export async function ask(url, body) {
   const sent = { headers: { "content-type": "application/json" }, cache: "no-store" };
   if (body) Object.assign(sent, { method: "POST", body: JSON.stringify(body) });
   if (body && sent.body.length < 60000) sent.keepalive = true; // browsers allow no more
   try {
     const answer = await fetch(url, sent);
-    return { status: answer.status, data: await answer.json().catch(() => ({})) };
+    const status = answer.status;
+    return { status, data: await (status === 403 ? {} : answer.json()) };
   } catch {
-    return { status: 0, data: {} };
+    return { status: 0, data: {} }; // also an answer cut off in its middle: nobody knows its end
   }
 }
 
@@ -74,10 +87,13 @@ function notice(words, kind, href, linked) {
   place.hidden = !words;
 }
 
+let fading;
+
 /** A line that goes away by itself. */
 export function hint(words) {
+  clearTimeout(fading);
   notice(words, "hint");
-  setTimeout(() => notice("", "hint"), 8000);
+  fading = setTimeout(() => notice("", "hint"), 6000);
 }
 
 const CLOSED = "The review was started again. Open the new address that the terminal shows: what is "
@@ -92,9 +108,11 @@ export class Saver {
     Object.assign(this, { unsure: [], waiting: [], left: [] });
   }
 
-  /** Take over what an earlier page could not save; gives the label to show, or null. */
-  adopt() {
-    this.left = stored().filter(([, entry]) => entry.id === this.id);
+  /** Take over what an earlier page could not save; gives the label to show, or null. What is
+   *  younger than `age` ms may still be on its way from a page that is alive. */
+  adopt(age = 0) {
+    const before = Date.now() - age;
+    this.left = stored().filter(([, entry]) => entry.id === this.id && entry.at <= before);
     return this.#next();
   }
 
@@ -251,14 +269,17 @@ export function compare(newer, mine, decide) {
   document.getElementById("conflict-rows").replaceChildren(...rows);
   const end = (keep) => {
     dialog.onkeydown = null;
+    delete dialog.dataset.ready;
     dialog.close();
     decide(keep);
   };
   document.getElementById("take-theirs").onclick = () => end(false);
   document.getElementById("keep-mine").onclick = () => end(true);
   dialog.onkeydown = (event) => {
-    if (event.key === "t" || event.key === "k") end(event.key === "k");
+    if (!dialog.dataset.ready) event.preventDefault(); // that key was meant for a criterion
+    else if (event.key === "t" || event.key === "k") end(event.key === "k");
   };
+  setTimeout(() => (dialog.dataset.ready = "1"), 600);
   dialog.oncancel = (event) => event.preventDefault(); // it has to be decided
   if (!dialog.open) dialog.showModal();
 }

@@ -1,5 +1,5 @@
 import { keys, tabs } from "./keys.js";
-import { Saver, ask, compare, guardLinks, hint, say, sendLeft } from "./save.js";
+import { Saver, ask, compare, doneCounter, guardLinks, hint, say, sendLeft } from "./save.js";
 
 const review = document.getElementById("review");
 const start = JSON.parse(review.dataset.state);
@@ -13,6 +13,7 @@ const NAMED = { verdict: "the whole transcript", rubric_misses: "what the rubric
 const showTab = tabs((name) => name === "panel" && focusCard(at, false));
 
 let label = start.label;
+const showDone = doneCounter(complete());
 let at = 0; // the open criterion; cards.length is the whole transcript
 let timer;
 
@@ -63,7 +64,7 @@ function change(part, undoing = false) {
 function undo() {
   commit();
   const past = history();
-  if (!past.length) return say("Nothing to undo");
+  if (!past.length) return hint("Nothing to undo");
   const last = past.pop();
   sessionStorage.setItem(UNDO, JSON.stringify(past));
   const changed = start.asked.find((c) => last.criteria[c] !== label.criteria[c]);
@@ -77,7 +78,9 @@ function missing() {
   return start.asked.filter((criterion) => !label.criteria[criterion]);
 }
 
-const complete = () => !missing().length && Boolean(label.verdict);
+function complete() {
+  return !missing().length && Boolean(label.verdict);
+}
 
 function show(next) {
   label = next;
@@ -95,6 +98,7 @@ function show(next) {
   document.getElementById("still").textContent = said ? `Left: ${said}` : "All answered";
   document.getElementById("count").textContent = `${start.asked.length - left}/${start.asked.length}`;
   document.body.toggleAttribute("data-complete", complete());
+  showDone(complete());
   on.classList.toggle("primary", complete());
 }
 
@@ -208,22 +212,23 @@ function agree(stay = false) {
   if (!cards[at]) return;
   const shown = start.shown[cards[at].dataset.id];
   if (shown) answer(shown, stay);
-  else say(start.blind ? "Blind: answer with y, n or a" : "No verdict to agree with: y, n or a");
+  else hint(start.blind ? "Blind: answer with y, n or a" : "No verdict to agree with: y, n or a");
 }
 
 function agreeWithRest() {
   if (start.blind) return;
   const rest = missing().filter((criterion) => start.unanimous.includes(criterion));
-  if (!rest.length) return say("Nothing left that two judges or more agree on");
+  if (!rest.length) return hint("Nothing left that two judges or more agree on");
   const added = Object.fromEntries(rest.map((criterion) => [criterion, start.shown[criterion]]));
   change({ criteria: { ...label.criteria, ...added } });
-  hint(`Agreed on ${rest.join(", ")}. z takes it back.`);
+  hint(`Agreed on ${rest.join(", ")}. Undo takes it back.`);
   onward();
 }
 
 function judgeWhole(verdict) {
   change({ verdict });
-  onward();
+  const open = cards[at] && !label.criteria[cards[at].dataset.id];
+  if (!open) onward(); // else the reader is in the middle of a question
 }
 
 function enter(event) {
@@ -255,12 +260,13 @@ function showQuote(quote) {
   for (const mark of document.querySelectorAll("mark.on")) mark.classList.remove("on");
   for (const mark of marks) mark.classList.add("on");
   if (narrow()) showTab("talk");
+  if (document.body.hasAttribute("data-diff")) toggle("diff"); // the marks are in the new text
   marks[0]?.scrollIntoView({ block: "center" });
 }
 
 function stepQuote(by) {
   const quotes = quotesOf(cards[at]);
-  if (!quotes.length) return say("No quotes for this criterion");
+  if (!quotes.length) return hint("No quotes for this criterion");
   const from = quoteAt < 0 && by < 0 ? 0 : quoteAt;
   quoteAt = (from + by + quotes.length) % quotes.length;
   showQuote(quotes[quoteAt]);
@@ -317,7 +323,7 @@ async function look() {
   if (data.newer.transcript_hash !== start.hashes.transcript_hash) return;
   saver.base = data.newer.revision;
   show(pick(data.newer));
-  say("Brought up to date from another window", "good");
+  say("Brought up to date", "good");
 }
 
 function write(id) {
@@ -356,7 +362,8 @@ document.getElementById("talk").addEventListener("click", (event) => {
 document.getElementById("show-plan").onclick = () => toggle("plan");
 document.getElementById("show-diff")?.addEventListener("click", () => toggle("diff"));
 document.getElementById("agree-rest")?.addEventListener("click", agreeWithRest);
-addEventListener("pagehide", commit);
+document.getElementById("undo").onclick = undo;
+for (const leaving of ["beforeunload", "pagehide"]) addEventListener(leaving, commit);
 addEventListener("focus", look);
 guardLinks(flush);
 
@@ -400,10 +407,19 @@ keys([
   [["Escape"], "back to the queue", () => go(document.querySelector(".back").getAttribute("href"))],
 ], leave);
 
-const kept = saver.adopt();
-show(kept ? pick(kept) : label);
-if (kept) say("Brought back what was not saved yet");
+function takeLeft(age = 3000) {
+  const kept = saver.dirty ? null : saver.adopt(age);
+  if (!kept) return;
+  show(pick(kept));
+  say("Brought back what was not saved yet");
+  saver.pump();
+}
+
+show(label);
+takeLeft(0);
 focusCard(Math.max(0, cards.length ? cards.findIndex((card) => !label.criteria[card.dataset.id]) : 0), false);
 if (!missing().length) focusCard(cards.length, false);
 saver.pump();
+setInterval(takeLeft, 2000);
+look(); // a save of the page before this one may have arrived after this one was made
 sendLeft(start.id);
