@@ -20,15 +20,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "code/requirements.lock"
-IMPORTED = ("click", "pydantic", "pyyaml", "rich", "tenacity")
+IMPORTED = ("click", "jinja2", "numpy", "pydantic", "pyyaml", "rich", "scipy", "starlette")
+IMPORTED += ("tenacity", "uvicorn")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = (
     ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
     ("musllinux_1_2_x86_64", "musllinux_1_1_x86_64"),
     ("musllinux_1_2_aarch64", "musllinux_1_1_aarch64"),
-    ("macosx_11_0_arm64",),
-    ("macosx_10_15_x86_64",),
+    ("macosx_14_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64"),
+    ("macosx_14_0_x86_64", "macosx_10_15_x86_64", "macosx_10_14_x86_64"),
 )
 HEAD = """\
 # What the finetune command imports, for its private environment. Written by tests/lock.py.

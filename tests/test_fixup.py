@@ -38,7 +38,8 @@ def judge(messages, *, schema=None, scope=""):
     for name in schema.model_fields:
         bad = [n for n, (_, reply) in enumerate(talk, 1) if f"BAD-{name}" in reply]
         quotes = [{"exchange": n, "quote": talk[n - 1][1]} for n in bad or [1]]
-        given[name] = {"reasoning": "so it is", "evidence": quotes, "answer": "NO" if bad else "YES"}
+        answer = "NO" if bad else "YES"
+        given[name] = {"reasoning": "so it is", "evidence": quotes, "answer": answer}
     return json.dumps(given)
 
 async def repair(messages, *, schema=None, scope=""):
@@ -55,7 +56,18 @@ async def repair(messages, *, schema=None, scope=""):
         return reply.replace("STUBBORN", "Still")
     return re.sub(r"BAD-[A-Z]\\d ?", "", reply) + "Good."
 """
-GOOD = "The cartridge is on its way, and I can see it in the depot now."
+# Replies with nothing in common, so that no filter takes one for another.
+REPLIES = (
+    "It left the depot on Monday.",
+    "Please hold the side button for ten seconds.",
+    "Two charges stand there, and I have sent one back.",
+    "Orange means that the cartridge is used up.",
+    "The hose goes below the sink, behind the valve.",
+    "Which colour does the app show you now?",
+    "A plumber has to look at that part of the house.",
+    "Then I close this one and wish you a good day.",
+)
+GOOD = "Your invoice comes by mail tomorrow."
 N_BAD = "BAD-U1 BAD-H1 BAD-N3 "  # enough to fall below the threshold
 
 
@@ -90,8 +102,10 @@ def waive(root: Path, *names: str) -> None:
 
 def talk(root: Path, item: str, replies: dict[int, str], turns: int = 8, **more: Any) -> Path:
     """One transcript and its line of candidates; these replies, and good ones elsewhere."""
-    pairs = [{"user": f"Where is parcel {n} of {item}?", "assistant": replies.get(n, f"{GOOD} {n}")}
-             for n in range(1, turns + 1)]  # fmt: skip
+    said = {**dict(enumerate(REPLIES[:turns], 1)), **replies}
+    pairs = [
+        {"user": f"Where is parcel {n} of {item}?", "assistant": said[n]} for n in sorted(said)
+    ]
     made = {"schema": 1, "id": item, "exchanges": pairs, "provenance": {"batch": "scale-001"}}
     path = root / f"data/raw/transcripts/scale-001/{item}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +150,7 @@ def test_a_soft_failure_is_rewritten_judged_again_and_listed(place: Path) -> Non
     assert fixed(place)["repaired"] == 1
     found = made_of(place, "a")
     assert found["exchanges"][2]["assistant"] == f"{GOOD}Good."
-    assert [pair["assistant"] for pair in found["exchanges"]].count(f"{GOOD} 2") == 1
+    assert found["exchanges"][1]["assistant"] == REPLIES[1]
     about = found["repaired_from"]
     assert about["changes"] == [{"exchange": 3, "old": f"{N_BAD}{GOOD}", "new": f"{GOOD}Good."}]
     assert path.read_bytes() == before

@@ -27,6 +27,7 @@ from infrastructure import (  # noqa: E402 - the bundle's, never a project's
     load_rubric,
     pair_of,
 )
+from judging import words_hash  # noqa: E402
 
 RAW, REPAIRED = "data/raw/transcripts", "data/repaired"
 ASSESSMENTS, BATCHES, RUBRIC = "data/assessments", "data/batches", "config/rubric.yaml"
@@ -96,8 +97,8 @@ def as_text(value: object) -> str:
 
 
 def transcript_hash(exchanges: list[Any]) -> str:
-    """The identity of what was said: user and assistant texts, nothing else."""
-    return canonical_hash([list(pair_of(exchange)) for exchange in exchanges])
+    """The identity of what was said, as the judges know it."""
+    return words_hash(map(pair_of, exchanges))
 
 
 def read_transcript(path: Path) -> Transcript:
