@@ -19,7 +19,14 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import infrastructure
-from settings import Flaw, PersonaFile, ProjectSettings, load_persona_template, load_project
+from settings import (
+    Flaw,
+    PersonaFile,
+    ProjectSettings,
+    load_persona_template,
+    load_project,
+    load_taxonomy,
+)
 
 Interval = Callable[[int, int, float], tuple[float, float]]  # evidence.clopper_pearson
 LEVEL = 0.999  # of the intervals: of a thousand right figures, one lies outside
@@ -86,6 +93,7 @@ def generation_stats(root: Path, interval: Interval | None = None) -> dict[str, 
         "schema": infrastructure.SCHEMA,
         "damaged": damaged,
         "candidates": _candidates(root, there),
+        "yield": yields(root, interval),
         "near_identical_openings": sum(n for text, n in openings.items() if text and n > 1),
         "all": whole.told(known, interval) | verdicts.get(ALL, {}),
         "batches": {name: planned.get(name, none | verdicts.get(name, {}))
@@ -483,6 +491,95 @@ def _candidates(root: Path, there: Counter[str]) -> dict[str, Any]:
     return {"lines": dict(sorted(events.items())), "damaged_lines": bad} | odd
 
 
+# ── what passes, and what is missing ──────────────────────────────────────────────────────────────
+
+RATE_LEVEL = 0.95
+
+
+def yields(root: Path, interval: Interval | None = None) -> dict[str, Any]:
+    """Pass rates by what was drawn for a person, dollars for each that passes, and what is short of
+    the taxonomy's shares; empty while nothing is judged."""
+    rows = {str(row.get("id")): row for row in
+            infrastructure.iter_records(root / "data/assessments/combined.jsonl")
+            if row.get("pass") is not None}  # fmt: skip
+    if not rows:
+        return {}
+    found: dict[str, dict[str, list[int]]] = {name: {} for name in ("topic", "style", "difficulty")}
+    found["flaw"], spent, topics = {}, _Spent(), Counter[str]()
+    for _, row in sorted(rows.items()):
+        talk = _judged(root, row)
+        spent.add(talk.get("usage") if talk.get("source") == "generated" else {})
+        for kind, name in _drawn(dict(talk.get("persona") or {})):
+            counts = found[kind].setdefault(name, [0, 0])
+            counts[0] += bool(row["pass"])
+            counts[1] += 1
+            topics[name] += bool(row["pass"]) and kind == "topic"
+    for path in (root / "data/assessments").glob("*.jsonl"):
+        if path.stem != "combined":
+            for row in infrastructure.iter_records(path):
+                spent.add({"judge": row.get("usage")})
+    passed = sum(row["pass"] is True for row in rows.values())
+    told = {kind: {name: _rate_of(k, n, interval) for name, (k, n) in sorted(each.items())}
+            for kind, each in found.items()}  # fmt: skip
+    each_costs = spent.dollars / passed if passed and not spent.unknown else None
+    return told | {"passed": passed, "of": len(rows), "dollars_per_passing": each_costs,
+                   "short_of_taxonomy": _missing(root, topics, told["topic"])}  # fmt: skip
+
+
+@dataclass
+class _Spent:
+    """Dollars of calls; unknown as soon as one is."""
+
+    dollars: float = 0.0
+    unknown: bool = False
+
+    def add(self, usage: Any) -> None:
+        for used in dict(usage or {}).values():
+            cost = dict(used or {}).get("dollars", 0.0)
+            self.unknown |= cost is None
+            self.dollars += cost or 0.0
+
+
+def _judged(root: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The transcript of a verdict; one that can't be read any more has nothing drawn."""
+    try:
+        return _transcript_of(root / str(row.get("source_file")))
+    except DAMAGE:
+        return {}
+
+
+def _drawn(persona: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(what, value), each once for a conversation."""
+    seeds = [dict(seed) for seed in persona.get("topic_seeds") or ()]
+    yield from dict.fromkeys(("topic", str(seed.get("category"))) for seed in seeds)
+    yield from dict.fromkeys(("difficulty", str(seed.get("complexity"))) for seed in seeds)
+    if persona.get("communication_style"):
+        yield "style", str(persona["communication_style"])
+        names = [str(flaw.get("name")) for flaw in persona.get("flaws") or ()]
+        yield from (("flaw", name) for name in dict.fromkeys(names or ["(none)"]))
+
+
+def _rate_of(k: int, n: int, interval: Interval | None) -> dict[str, Any]:
+    low, high = interval(k, n, RATE_LEVEL) if interval else (None, None)
+    return {"passed": k, "of": n, "low": low, "high": high}
+
+
+def _missing(
+    root: Path, passed: Counter[str], rates: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """For each topic that is short: its share of what passes, the taxonomy's, and about how many
+    conversations more would even it out at the pass rate that it has."""
+    total, short = passed.total(), dict[str, dict[str, float]]()
+    for topic in load_taxonomy(root).topics if total else ():
+        share, rate = passed[topic.name] / total, rates.get(topic.name, {})
+        lack = topic.weight * total - passed[topic.name]
+        if lack >= 1:
+            good = max(rate["passed"], 1) / rate["of"] if rate else 0.5
+            about = math.ceil(lack / (1 - topic.weight) / good)
+            short[topic.name] = {"share": share, "wanted": topic.weight, "generate about": about}
+    return short
+
+
 def _short(value: float) -> float:
     return round(value, 4)
 
@@ -497,7 +594,7 @@ def stats_page(stats: Mapping[str, Any]) -> str:
     every = stats["all"]
     parts = [["# Generation statistics"], *_marks(every), _lines_of(ABOUT)]
     parts += [["## Batches"], _batches(stats), *_reasons(every)]
-    parts += _verdict_table(stats)
+    parts += [*_verdict_table(stats), *_yield_tables(stats["yield"])]
     parts += [["## Lengths"], _length_table(every), _length_words(every)]
     parts += [["## Artefacts"], _artefact_table(every)]
     parts += [["## Flaws"], _flaw_table(every), _flaw_words(every)]
@@ -578,6 +675,32 @@ def _verdict_table(stats: Mapping[str, Any]) -> list[list[str]]:
     rows = [(name, *each["verdicts"].values(), _rate(each["verdicts"]), _most(each))
             for name, each in judged]  # fmt: skip
     return [["## Verdicts"], _table(head, rows)]
+
+
+def _yield_tables(found: Mapping[str, Any]) -> list[list[str]]:
+    """Who and what passes how often, and what is short of the taxonomy."""
+    if not found:
+        return []
+    head = ("what", "value", "passed", "of", "95% interval")
+    rows = [(kind, name, each["passed"], each["of"], _span(each))
+            for kind in ("topic", "style", "difficulty", "flaw")
+            for name, each in found[kind].items()]  # fmt: skip
+    cost = found["dollars_per_passing"]
+    dollars = "unknown" if cost is None else f"${cost:,.4f}"
+    said = f"- {found['passed']} of {found['of']} pass; each of them cost {dollars}, repairs apart."
+    tables = [["## Yield"], _table(head, rows) if rows else [], [said]]
+    short = found["short_of_taxonomy"]
+    if short:
+        lack = [(name, _percent(each["share"]), _percent(each["wanted"]), each["generate about"])
+                for name, each in short.items()]  # fmt: skip
+        tables.append(_table(("short of the taxonomy", "share", "wanted", "make about"), lack))
+    return [part for part in tables if part]
+
+
+def _span(each: Mapping[str, Any]) -> str:
+    return (
+        "" if each["low"] is None else f"{_percent(each['low'], 0)} to {_percent(each['high'], 0)}"
+    )
 
 
 def _rate(verdicts: Mapping[str, int]) -> str:

@@ -292,3 +292,55 @@ def test_the_template_of_the_run_is_the_one_that_is_compared(generated: Path) ->
     edit(generated / "config/persona-template.yaml", "early: 0.1", "early: 0.2")
     assert every(generated)["drawn_with_another_template"] == 5
     edit(generated / "config/persona-template.yaml", "early: 0.2", "early: 0.1")
+
+
+# ── what passes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def verdict(root: Path, item: str, passed: bool | None, topic: str, usd: float | None) -> None:
+    """A transcript with one topic, judged."""
+    persona = TERSE | {"topic_seeds": [{"category": topic, "complexity": "hard"}], "flaws": []}
+    talk = FIRST | {"id": item, "persona": persona, "usage": {"user": used(1, usd)}}
+    put(root, f"raw/transcripts/scale-001/{item}.json", talk)
+    row = {"id": item, "pass": passed, "state": "x", "failed_checks": [], "batch": "scale-001"}
+    row["source_file"] = f"data/raw/transcripts/scale-001/{item}.json"
+    append_checkpoint(root / "data/assessments/combined.jsonl", row)
+    append_checkpoint(root / "data/assessments/one.jsonl", {"id": item, "usage": {"dollars": 0.5}})
+
+
+def test_pass_rates_are_counted_by_what_was_drawn(tmp_path: Path) -> None:
+    root = example(tmp_path / "demo")
+    for number, passed in enumerate((True, True, False, None)):
+        verdict(root, f"t{number}", passed, "water", 0.25)
+    found = generation_stats(root, clopper_pearson)["yield"]
+    low, high = clopper_pearson(2, 3)
+    told = {"passed": 2, "of": 3, "low": low, "high": high}
+    assert found["topic"] == {"water": told}
+    assert found["style"] == {"terse": told}
+    assert found["difficulty"] == {"hard": told}
+    assert found["flaw"] == {"(none)": told}
+    assert found["dollars_per_passing"] == pytest.approx((3 * 0.25 + 4 * 0.5) / 2)
+
+
+def test_one_unknown_cost_makes_the_cost_unknown(tmp_path: Path) -> None:
+    root = example(tmp_path / "demo")
+    verdict(root, "t1", True, "water", None)
+    assert generation_stats(root)["yield"]["dollars_per_passing"] is None
+    write_generation_stats(root)
+    assert "each of them cost unknown" in (root / PAGE).read_text()
+
+
+def test_topics_that_are_short_of_the_taxonomy_say_how_many_to_make(tmp_path: Path) -> None:
+    root = example(tmp_path / "demo")
+    for number in range(20):
+        verdict(root, f"t{number}", passed=number % 2 == 0, topic="water", usd=0.0)
+    short = generation_stats(root)["yield"]["short_of_taxonomy"]
+    assert "water" not in short
+    assert short["delivery"]["share"] == 0
+    assert short["delivery"]["generate about"] >= 3
+    write_generation_stats(root)
+    assert "short of the taxonomy" in (root / PAGE).read_text()
+
+
+def test_before_any_verdict_there_is_no_yield(root: Path) -> None:
+    assert generation_stats(root)["yield"] == {}
