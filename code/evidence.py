@@ -517,18 +517,24 @@ def _scaled(counts: Counts, n: int) -> Counts:
 # ══ 4 Pass rates ══════════════════════════════════════════════════════════════════════════════════
 
 
+WHOLE_SUM = 500  # up to so many a sum is exact and needs no package
+
+
 def at_least(k: int, n: int, p: float) -> float:
     """The chance that a process which passes with chance p gives k or more of n; exact."""
     _check_counts(k, n)
     _check_chance(p)
-    return float(_scipy_special().betainc(k, n - k + 1, p)) if k else 1.0
+    if n > WHOLE_SUM:
+        return float(_scipy_special().betainc(k, n - k + 1, p)) if k else 1.0
+    chances = (math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+    return min(1.0, math.fsum(chances)) if k else 1.0
 
 
 def posterior_above(k: int, n: int, p: float) -> float:
     """How probable it is after k of n that a process passes more than p; all rates alike before."""
     _check_counts(k, n)
     _check_chance(p)
-    return float(_scipy_special().betaincc(1 + k, 1 + n - k, p))
+    return 1 - at_least(k + 1, n + 1, p)
 
 
 def passes_needed(n: int, p: float = 0.7, sure: float = 0.9, attempt: int = 1) -> int | None:

@@ -21,7 +21,6 @@ import errno
 import fcntl
 import functools
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import itertools
@@ -561,7 +560,6 @@ class LLMBackend:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    # what a provider implements
     def _client(self) -> Any:
         """Make the long-lived client; called once for an event loop."""
 
@@ -578,7 +576,6 @@ class LLMBackend:
         place = {"endpoint": self.o.label or urlsplit(self.base_url).hostname} if elsewhere else {}
         return {"provider": self.kind, "model": self.model, **place}
 
-    # the pipeline of one call
     async def _fresh(self, call: Call) -> dict[str, Any]:
         """Ask the provider: the record of its answer or of a typed failure; raises StopRun."""
         live, tally = await self._live(), _Tally(self.o)
@@ -2522,12 +2519,12 @@ def load_yaml(path: str | Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
         text = text.partition("\n---")[0] if Path(path).suffix == ".md" else text
         depth = 0
         for token in yaml.scan(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            where, kind = f"{path}:{token.start_mark.line + 1}", type(token).__name__
+            kind = type(token).__name__
             depth += kind.endswith("StartToken") - kind.endswith("EndToken")
-            if kind == "AliasToken":
-                raise FinetuneError(f"{where}: YAML aliases are not used here; write the value out")
-            if depth > 50:
-                raise FinetuneError(f"{where}: is nested too deep")
+            if kind == "AliasToken" or depth > 50:
+                alias = "YAML aliases are not used here; write the value out"
+                wrong = alias if kind == "AliasToken" else "is nested too deep"
+                raise FinetuneError(f"{path}:{token.start_mark.line + 1}: {wrong}")
         loader = _text_loader()(text)
         node = loader.get_single_node()
         _note_lines(node, (), lines, str(path))
@@ -2570,6 +2567,9 @@ def _note_lines(
             _note_lines(value, (*at, number), lines, path)
 
 
+_data = functools.lru_cache(64)(lambda path, _: load_yaml(path)[0])  # once for all its selectors
+
+
 def selector_hash(root: Path, selector: str) -> str | None:
     """Hash of what a selector names: a file, or a parsed value (`project.yaml#/roles/judges`),
     where comments and order do not count. None when it is not there or cannot be read."""
@@ -2580,7 +2580,7 @@ def selector_hash(root: Path, selector: str) -> str | None:
         return file_hash(path, kept_in) if path else None
     try:
         as_yaml = path.suffix in (".yaml", ".yml", ".md")
-        value = load_yaml(path)[0] if as_yaml else json.loads(path.read_bytes())
+        value = _data(str(path), file_hash(path)) if as_yaml else json.loads(path.read_bytes())
         for part in [part for part in pointer.split("/") if part]:
             value = value[int(part) if isinstance(value, list) else part]
     except (FinetuneError, OSError, KeyError, IndexError, TypeError, ValueError):

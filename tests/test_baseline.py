@@ -58,7 +58,7 @@ def save(place: Path, **changed: Any) -> None:
 
 
 def said(place: Path) -> str:
-    return " ".join(map(str, gates.pass_gate(place, "baseline", "test").findings))
+    return " ".join(map(str, gates.run_check(place, gates.GATES["baseline"]).findings))
 
 
 def test_whole_conversations_with_people_of_their_own_are_judged(tried: Path) -> None:

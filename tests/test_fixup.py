@@ -138,7 +138,7 @@ def made_of(root: Path, item: str) -> dict[str, Any]:
 
 
 def told(root: Path, gate: str) -> str:
-    return " ".join(map(str, gates.pass_gate(root, gate, "test").findings))
+    return " ".join(map(str, gates.run_check(root, gates.GATES[gate]).findings))
 
 
 # ── one transcript ────────────────────────────────────────────────────────────────────────────────

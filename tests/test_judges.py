@@ -61,7 +61,7 @@ def keep_labels(place: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def found(place: Path, gate: str) -> str:
-    return " ".join(map(str, gates.pass_gate(place, gate, "test").findings))
+    return " ".join(map(str, gates.run_check(place, gates.GATES[gate]).findings))
 
 
 def standings(place: Path) -> dict[str, quality.Standing]:
@@ -321,10 +321,10 @@ def test_a_rejected_conversation_counts_as_failed(place: Path) -> None:
     path = place / f"data/raw/transcripts/confirm-001/{item}.json"
     away = place / f"data/raw/rejected/confirm-001/{item}.json"
     away.parent.mkdir(parents=True, exist_ok=True)
-    before = gates.pass_gate(place, "confirm", "test").figures["passed"]
+    before = gates.run_check(place, gates.GATES["confirm"]).figures["passed"]
     path.rename(away)
     r.script(place, "assess.py")
-    after = gates.pass_gate(place, "confirm", "test").figures["passed"]
+    after = gates.run_check(place, gates.GATES["confirm"]).figures["passed"]
     assert (before, after) == ("17 of 20, as judged", "16 of 20, as judged")
 
 
