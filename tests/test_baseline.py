@@ -120,6 +120,9 @@ def test_a_reply_in_another_language_fails_the_conversation_whatever_a_judge_say
 
 EDITS = {
     "config/system-prompt.md": ("Tarn", "Tarn now"),
+    "config/project.yaml": ("a water filter for the kitchen", "a water filter"),
+}
+LATER = {
     "config/rubric.yaml": ("pass_threshold: 0.8", "pass_threshold: 0.85"),
     "config/prompts/assessor.md": ("You judge the assistant", "Please judge the assistant"),
     "config/project.yaml": ("{model: \"python:simulated:judge_mild\", label: mild}",
@@ -136,6 +139,18 @@ def test_what_changed_since_makes_the_result_stale(
     edit(place / file, *change)
     assert gates.states(place)["baseline"].state != "passed"
     assert "has changed since the baseline was made" in said(place)
+
+
+@pytest.mark.parametrize(("file", "change"), LATER.items(), ids=LATER.keys())
+def test_what_pilots_go_on_changing_is_told_and_leaves_the_decision(
+    place: Path, file: str, change: tuple[str, str]
+) -> None:
+    gates.pass_gate(place, "baseline", "test")
+    gates.decide(place, "baseline", "approved", "me")
+    edit(place / file, *change)
+    checked = gates.run_check(place, gates.GATES["baseline"])
+    assert checked.findings == []
+    assert Path(file).name in checked.figures["changed since"].replace("judging", "project.yaml")
 
 
 def test_a_comment_in_the_rubric_changes_nothing(place: Path) -> None:

@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GATE = "prompts"
 COUNT, LEAST = 24, 20  # conversations: a start value, and what the gate needs
 RESULTS = "design/base-model-eval-results"
-# What the conversations and verdicts depend on; the gate looks at the same.
+# What the conversations and verdicts depend on.
 SEEN: tuple[str, ...] = ("config/system-prompt.md", "config/prompts/user_sim.md")
 SEEN += ("config/prompts/assessor.md", "rubric.yaml#/", "persona-template.yaml#/")
 SEEN += ("input-taxonomy.yaml#/", "project.yaml#/roles/base", "project.yaml#/roles/judges")

@@ -43,6 +43,7 @@ from simulation import Made, Rules
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
 GATE = {"pilot": "baseline", "confirm": "pilot", "trial": "baseline", "scale": "confirm"}
+ALWAYS = "prompts"  # whatever else: what the models are told has passed its check
 FROZEN = ("config/prompts/user_sim.md", "config/prompts/assistant.md", "config/rubric.yaml")
 DEPENDS: tuple[str, ...] = ("persona-template.yaml#/", "artefacts.yaml#/", "project.yaml#/limits")
 DEPENDS += ("project.yaml#/thresholds", "project.yaml#/domain", "project.yaml#/language")
@@ -56,7 +57,8 @@ def main() -> int:
     kind = next((name for name in ("confirm", "trial") if getattr(options, name)), "pilot")
     kind = "scale" if options.count else kind
     if not options.dry_run:
-        infrastructure.require_gate(GATE[kind], ROOT)
+        for gate in (ALWAYS, GATE[kind]):
+            infrastructure.require_gate(gate, ROOT)
     settings.read_env(ROOT)
     project = settings.load_project(ROOT)
     seed = project.seeds.generation if options.seed is None else options.seed
