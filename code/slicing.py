@@ -587,22 +587,31 @@ def lost_share(made: int, skipped: Iterable[Mapping[str, Any]]) -> float:
 
 
 def audit_status(root: Path) -> str:
-    """What data/audit/audit.json says of itself, in a few words."""
+    """What data/audit/audit.json says of the set, in a few words."""
     try:
         found = json.loads((root / "data/audit/audit.json").read_bytes())
-        said = next((found[k] for k in ("state", "status", "result", "verdict") if k in found), "")
+        bad = Counter(str(each["severity"]) for each in found.get("findings", ()))
+        seen, passed = found.get("manifest"), found.get("passed")
     except OSError:
         return "not audited"
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return "audited, but data/audit/audit.json cannot be read"
-    return f"audited: {said}" if isinstance(said, str) and said else "audited"
+    said = {True: "passed", False: "failed"}.get(passed, "without a result")
+    told = "".join(f", {bad[name]} {name}" for name in sorted(bad))
+    now = {row["id"]: row.get("transcript_hash") for row in _manifest_rows(root)}
+    old = "; of other words or transcripts than pass today" if seen not in (None, now) else ""
+    return f"audited: {said}{told}{old}"
+
+
+def _manifest_rows(root: Path) -> list[Row]:
+    return list(json.loads((root / MANIFEST).read_bytes())["transcripts"])
 
 
 def judge_status(root: Path, rubric_hash: str) -> str:
     """Who judged what the manifest holds, and by which rubric."""
-    manifest = json.loads((root / MANIFEST).read_bytes())
-    names = sorted({judge for row in manifest["transcripts"] for judge in row.get("judges", ())})
-    passing, old = {str(row["id"]) for row in manifest["transcripts"]}, 0
+    rows, old = _manifest_rows(root), 0
+    names = sorted({judge for row in rows for judge in row.get("judges", ())})
+    passing = {str(row["id"]) for row in rows}
     path = root / "data/assessments/combined.jsonl"
     for row in iter_records(path):
         old += str(row.get("id")) in passing and row.get("rubric_hash") != rubric_hash

@@ -191,8 +191,9 @@ def test_a_dry_run_writes_nothing_and_needs_no_gate(place: Path) -> None:
 
 def test_the_table_fits_and_says_what_was_taken_to_be_true(place: Path) -> None:
     said = run(place).stdout
+    assert max(map(len, said.splitlines())) <= 90
     for words in ("examples per transcript", "tokens computed", "tokens supervised", "truncated",
-                  "taken as not changing earlier turns", "finetune gate slice"):  # fmt: skip
+                  "taken to keep earlier turns", "finetune gate slice"):  # fmt: skip
         assert words in said
 
 
@@ -213,12 +214,28 @@ def test_the_card_and_the_gate_know_other_ways_to_supervise(place: Path, supervi
     assert findings(place) == ""
 
 
-def test_the_audits_own_word_is_on_the_card_and_in_the_gate(place: Path) -> None:
-    (place / "data/audit").mkdir()
-    (place / "data/audit/audit.json").write_text('{"state": "passed"}')
-    made(place)
-    assert "Audit: audited: passed." in (place / FOLDER / "README.md").read_text()
-    assert check_slice(place).figures["audit"] == "audited: passed"
+def test_the_audits_own_word_is_on_the_card_and_in_the_gate(done: Path) -> None:
+    path = done / "data/audit/audit.json"
+    path.parent.mkdir()
+    rows = json.loads((done / MANIFEST).read_bytes())["transcripts"]
+    known = {"passed": True, "manifest": {row["id"]: row["transcript_hash"] for row in rows}}
+    path.write_text(json.dumps(known | {"findings": [{"severity": "warning"}] * 2}))
+    made(done)
+    assert "Audit: audited: passed, 2 warning." in (done / FOLDER / "README.md").read_text()
+    for told, words in (
+        (known | {"manifest": {}, "passed": False}, "failed; of other words or transcripts"),
+        ({"findings": 3}, "cannot be read"),
+        ({}, "without a result"),
+    ):
+        path.write_text(json.dumps(told))
+        assert words in check_slice(done).figures["audit"]
+
+
+def test_verdicts_by_an_older_rubric_are_named(done: Path) -> None:
+    path = done / "data/assessments/combined.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(encode_line({"id": "talk-001", "rubric_hash": "old"}))
+    assert "1 by another rubric than today's" in check_slice(done).figures["judges"]
 
 
 # Lineage, from files

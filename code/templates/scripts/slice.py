@@ -204,10 +204,10 @@ def _strata(strata: Mapping[str, str], sides: Mapping[str, str]) -> dict[str, di
 def counted(gauge: Gauge, rules: slicing.Rules) -> Row:
     """How tokens were counted, and what was taken to be true about the chat template."""
     sample = gauge.text("Hello there.")
-    known = "unknown, taken as not changing earlier turns" if rules.render is None else "known"
+    known = "unknown: taken to keep earlier turns as they were" if rules.render is None else "known"
     told = {"method": sample.method, "exactness": sample.exactness, "chat template": known}
     if sample.exactness != "exact":
-        told["limit"] = "an example has to fit by its upper bound; slicing.tokenizer counts exactly"
+        told["limit"] = "upper bounds decide; slicing.tokenizer counts exactly"
     return told
 
 
