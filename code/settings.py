@@ -296,6 +296,18 @@ def _named(
             yield (*at, name), unknown(what, name, have)
 
 
+def _below(folder: str) -> AfterValidator:
+    """A path inside of the project; what lies elsewhere is copied into `folder`."""
+
+    def check(path: str) -> str:
+        if path.startswith(("/", "~")) or ".." in re.split(r"[/\\]", path):
+            said = f"{_shown(path)} is not below the project. Copy it into {folder}."
+            raise _wrong(((), said))
+        return path
+
+    return AfterValidator(check)
+
+
 def _day(text: str) -> str:
     try:
         ok = bool(date.fromisoformat(text)) and len(text) == 10
@@ -633,6 +645,9 @@ class Slicing(Section):
     )
     target_examples: Count | None = Field(
         default=None, description="training examples to reach; null means not decided yet"
+    )
+    tokenizer: Annotated[str, _below("models/")] = Field(
+        default="", description="folder with the base model's tokenizer.json and chat template"
     )
 
 
@@ -1087,18 +1102,12 @@ class Hub(Section):
 class Source(Section):
     """One document, or a folder of them, that conversations are built from."""
 
-    path: Text = Field(description="file or folder below the project root")
+    path: Annotated[Text, _below("data/sources/")] = Field(
+        description="file or folder below the project root"
+    )
     licence: str = Field(default="", description="what allows you to use it")
     source: str = Field(default="", description="where it comes from")
     note: str = Field(default="", description="anything a later reader has to know")
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if path.startswith(("/", "~")) or ".." in re.split(r"[/\\]", path):
-            said = f"{_shown(path)} is not below the project. Copy it into data/sources/."
-            raise _wrong(((), said))
-        return path
 
 
 class Documents(Section):

@@ -19,6 +19,7 @@ from designs import choose_model, edit
 
 # Those that are built.
 STAGES = {"assess.py", "baseline.py", "generate.py", "import_transcripts.py", "personas.py"}
+STAGES |= {"slice.py"}
 COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
 
 

@@ -21,6 +21,7 @@ from finetune_skills import checks_design as d
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
 from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, check_fixup, check_scale
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
+from finetune_skills.checks_slice import SLICE_SEEN, check_slice
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
 from finetune_skills.findings import Checked, Finding
 from infrastructure import (
@@ -77,7 +78,7 @@ GATES = {
         Gate("scale", "generate", ("confirm",), SCALE_SEEN, check_scale),
         Gate("audit", "generate", ("scale",)),
         Gate("fixup", "generate", ("audit",), FIXUP_SEEN, check_fixup),
-        Gate("slice", "generate", ("fixup",)),
+        Gate("slice", "generate", ("fixup",), SLICE_SEEN, check_slice),
         Gate("dataset", "train", ("slice",)),
         Gate("mask", "train", ("dataset",)),
         Gate("training", "train", ("mask",)),
