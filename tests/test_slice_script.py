@@ -82,7 +82,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(empty: Path, tmp_path: Path) -> Path:
     """Thirty passing transcripts of 5 to 34 exchanges."""
     shutil.copytree(empty, tmp_path / "demo")
-    edit(tmp_path / "demo" / PROJECT, "target_examples: 300 ", "target_examples: 20 ")
+    edit(tmp_path / "demo" / PROJECT, "target_examples: 40 ", "target_examples: 20 ")
     return store(tmp_path / "demo", [transcript(n, 5 + n) for n in range(30)])
 
 
@@ -91,7 +91,7 @@ def sliced(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The training set of 24 transcripts, of which two are of one scenario."""
     root = tmp_path_factory.mktemp("sliced") / "demo"
     shutil.copytree(empty, root)
-    edit(root / PROJECT, "target_examples: 300 ", "target_examples: 20 ")
+    edit(root / PROJECT, "target_examples: 40 ", "target_examples: 20 ")
     talks = [transcript(n, 6) for n in range(24)]
     talks[1]["persona"]["seed"] = talks[0]["persona"]["seed"]
     made(store(root, talks))
@@ -516,7 +516,7 @@ def test_trial_conversations_are_left_out_unless_asked_for_and_marked(tmp_path: 
     card = (root / FOLDER / "README.md").read_text()
     assert "**Trial.**" in card
     assert "**Simulated.**" in card
-    edit(root / PROJECT, "target_examples: 300 ", "target_examples: 5 ")
+    edit(root / PROJECT, "target_examples: 40 ", "target_examples: 5 ")
     assert findings(root) == ""
     assert check_slice(root).figures["trial"] == len(data)
     sides = {row["group"]: row["split"] for row in data}

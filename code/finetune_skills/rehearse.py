@@ -46,6 +46,9 @@ TAXONOMY, SIMULATOR = "config/input-taxonomy.yaml", "config/prompts/user_sim.md"
 JOURNAL, CANDIDATES, LOG = "data/journal/generate.jsonl", "data/candidates.jsonl", "faulty.log"
 OLD_CHATS, REVIEWS = "people/old-chats.jsonl", "people/reviews.jsonl"
 LABELS = "data/reviews"
+AUDIT, EXAMPLES = "data/audit/audit.json", "data/processed/training_data.jsonl"
+LIMIT = 1200  # tokens, which many of the example's conversations pass
+FATES = ("accepted", "repaired", "truncated", "rejected", "pending")
 VERDICTS, MANIFEST = "data/assessments", "data/processed/passing_transcripts.json"
 TALKS = ("data/raw", "data/batches")
 # By generation, judges and people.
@@ -241,6 +244,34 @@ def scaled(done: Rehearsal) -> str:
     return f"{told['accepted']} of {SCALE} accepted"
 
 
+def audited(done: Rehearsal) -> str:
+    """The set as a whole, against its declared tests."""
+    told = json.loads(script(done.root, "audit.py", "--json").stdout)
+    found = json.loads((done.root / AUDIT).read_bytes())
+    if not found["count"] or not found["passed"]:
+        raise Missed(f"{found['count']} transcripts: {told.get('findings')}")
+    return f"{found['count']} transcripts, {len(found['findings'])} findings, none critical"
+
+
+def repaired(done: Rehearsal) -> str:
+    """What was made is what it became, and nothing waits."""
+    told = json.loads(script(done.root, "fixup.py", "--json").stdout)
+    fates = {state: told[state] for state in FATES}
+    if told["pending"] or sum(fates.values()) != told["transcripts"]:
+        raise Missed(f"{told['transcripts']} transcripts became {fates}")
+    return ", ".join(f"{count} {state}" for state, count in fates.items() if count)
+
+
+def sliced(done: Rehearsal) -> str:
+    """Examples on both sides, each reply with a loss at most once."""
+    script(done.root, "slice.py")
+    rows = list(iter_records(done.root / EXAMPLES))
+    sides = Counter(row["split"] for row in rows)
+    if not (sides["train"] and sides["validation"]):
+        raise Missed(f"training_data.jsonl holds {dict(sides)}")
+    return f"{sides['train']} train, {sides['validation']} validate"
+
+
 def reviewed(done: Rehearsal) -> str:
     """The reviews that ship with the example, for the transcripts that are there by now; what a
     person would do on the page of `finetune review`."""
@@ -312,6 +343,12 @@ STEPS: tuple[Step, ...] = (
     Step("assess.py, at scale", "rubric", judged),
     Step("reviews, spot checks", "", reviewed),
     Step("gate scale", "scale", partial(pass_gate, "scale")),
+    Step("audit.py", "scale", audited),
+    Step("gate audit", "audit", partial(pass_gate, "audit")),
+    Step("fixup.py", "audit", repaired),
+    Step("gate fixup", "fixup", partial(pass_gate, "fixup")),
+    Step("slice.py", "fixup", sliced),
+    Step("gate slice", "slice", partial(pass_gate, "slice")),
 )
 
 
@@ -651,6 +688,59 @@ def stale(done: Rehearsal, place: Path) -> str:
     return f"{item} judged again, and rejected"
 
 
+# ── faults of the set ─────────────────────────────────────────────────────────────────────────────
+
+
+def overlong(done: Rehearsal, place: Path) -> str:
+    """With a limit that many conversations pass, no example is over it, and the loss is told."""
+    place = done.whole("overlong")
+    replace(place / PROJECT, "max_tokens: 16000", f"max_tokens: {LIMIT}")
+    script(place, "slice.py")
+    most = max(row["tokens"] for row in iter_records(place / EXAMPLES))
+    skipped = len(_lines(place / "data/processed/skipped.jsonl"))
+    said = " ".join(map(str, gates.run_check(place, gates.GATES["slice"]).findings))
+    if most > LIMIT or not skipped or "horter" not in said:
+        raise Missed(f"longest example {most} of {LIMIT}; {skipped} left out; gate slice: {said}")
+    return f"longest example {most} of {LIMIT} tokens, {skipped} lines say what was left out"
+
+
+def leaking(done: Rehearsal, place: Path) -> str:
+    """An example of validation is put into training as well: the gate works the sides out anew."""
+    place = done.whole("leaking")
+    train, other = (place / f"data/processed/{name}.jsonl" for name in ("train", "validation"))
+    moved = next(iter_records(other)) | {"split": "train"}
+    train.write_bytes(train.read_bytes() + encode_line(moved))
+    found = gates.run_check(place, gates.GATES["slice"]).findings
+    if not found:
+        raise Missed("gate slice has nothing against an example on both sides")
+    return str(found[0])
+
+
+def doubled(done: Rehearsal, place: Path) -> str:
+    """A conversation that comes twice, a few words changed, stays on one side."""
+    place = done.whole("doubled")
+    rows = list(iter_records(place / EXAMPLES))
+    twins = {}
+    for row in (row for row in rows if row["split"] == "train"):
+        path = next(place.glob(f"data/raw/transcripts/*/{row['transcript']}.json"))
+        talk = json.loads(path.read_bytes())
+        talk["id"] = f"{talk['id']}-again"
+        talk["persona"] = None
+        talk["exchanges"][0]["user"] += " Well then."
+        twins[row["transcript"]] = talk["id"]
+        path.with_name(f"{talk['id']}.json").write_text(json.dumps(talk), "utf-8")
+    script(place, "assess.py")
+    script(place, "slice.py")
+    sides = {
+        row["transcript"]: (row["group"], row["split"]) for row in iter_records(place / EXAMPLES)
+    }
+    pairs = [(sides[one], sides[two]) for one, two in twins.items() if {one, two} <= set(sides)]
+    apart = [pair for pair in pairs if pair[0] != pair[1]]
+    if apart or not pairs:
+        raise Missed(f"{len(apart)} of {len(pairs)} twins stand in another group")
+    return f"{len(pairs)} twins, each in its twin's group"
+
+
 # ── faults of review ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -743,6 +833,9 @@ FAULTS: tuple[Planted, ...] = (
     Planted("safety NO, high score", "one NO on a gate, all else YES", BENCH, unsafe),
     Planted("injected instruction", "a conversation that orders a YES", BENCH, injected),
     Planted("stale verdict", "a transcript that changed after it passed", BENCH, stale),
+    Planted("over-long example", "a limit that many pass", "slice.py", overlong),
+    Planted("leaking split", "an example on both sides", "gate slice", leaking),
+    Planted("near-duplicates", "conversations that come twice", "the lineage split", doubled),
     Planted("judge with a low TNR", "a judge that passes everything", "gate confirm", lenient),
     Planted("review of other words", "a reviewed transcript changes", "gate pilot", relabelled),
 )  # fmt: skip
