@@ -3,19 +3,27 @@
 
     wrong = inspector(load_artefacts(root), "en")
     wrong("assistant", "As an AI, I can't open parcels.", told=[], earlier=[])
+    phrases(replies, evidence.wilson)                   # what too many replies say
+    near_duplicates({id: text}, threshold=0.8)          # [(id, id, similarity)]
+    personal_data(text), redact(text)
 
-Chapter 1 is the artefact filter, run on every message before any judge reads it. Importing it opens
-nothing.
+Chapter 1 is the artefact filter, run on every message before any judge reads it. Chapters 2 to 5
+look at a whole set: phrases, near-duplicates, personal data and secrets, and the audit of it all.
+Importing it opens nothing.
 """
 
 import functools
+import hashlib
+import ipaddress
 import itertools
+import math
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from settings import Artefact, Artefacts, plain_text
 
@@ -610,3 +618,580 @@ DETECTORS: dict[str, Detector] = {
     "cut_end": find_cut_end,
     "role_prefix": find_role_prefix,
 }
+
+
+# ══ 2 Phrases ═════════════════════════════════════════════════════════════════════════════════════
+
+Interval = Callable[[int, int], tuple[float, float]]  # evidence.wilson
+FEWEST, MOST = 3, 6  # words of a phrase
+SAME = 0.85  # a part that is found this much of its whole's times in it is no phrase of its own
+TOGETHER = 1_000_000  # words that are counted at once
+SHOWN_IN = 3  # texts that are named for a phrase
+
+_FLAT_SIGNS = (
+    ("\u2019", "'"), ("\u2018", "'"), ("\u02bc", "'"), ("\u201c", '"'), ("\u201d", '"'),
+    ("\u2013", "-"), ("\u2014", "-"), ("\u2026", "."), ("\u00a0", " "),
+)  # fmt: skip
+_SPLITS_BUT_APOSTROPHES = "".join(
+    s if s.isalnum() or s == "'" else " " for s in map(chr, range(128))
+)
+_WHOLE_TOKEN = rf"[{_DENSE}]|[^\W_{_DENSE}]+(?:'[^\W_{_DENSE}]+)*"
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words in a row that many texts hold: how many, how sure, and where first."""
+
+    words: str
+    k: int
+    n: int
+    low: float
+    high: float
+    where: tuple[int, ...] = ()  # numbers of texts, from 0
+
+    @property
+    def share(self) -> float:
+        return self.k / self.n if self.n else 0.0
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case with plain apostrophes, or letters where a script has no spaces."""
+    low = text.lower()
+    if not low.isascii():
+        for sign, plain in _FLAT_SIGNS:
+            low = low.replace(sign, plain)
+        if not low.isascii():
+            return _re(_WHOLE_TOKEN).findall(low)
+    low = low.translate(_SPLITS_BUT_APOSTROPHES)
+    if "'" in low:
+        low = low.replace("' ", " ").replace(" '", " ").strip("' ")
+    return low.split()
+
+
+def phrases(texts: Iterable[str], interval: Interval, least: float = 0.10) -> list[Phrase]:
+    """What at least this share of the texts says in the same 3 to 6 words, the commonest first.
+
+    Two dense letters count as one word. Of a phrase and its parts the longest is kept, unless a
+    part is clearly commoner. A phrase has to be in two texts.
+    """
+    words, codes, sizes = _coded(texts)
+    n = len(sizes)
+    names = list(words)
+    found = _frequent(codes, sizes, _half_words(names), max(2, math.ceil(least * n - 1e-9)))
+    known = {tuple(names[word] for word in each): told for each, told in found.items()}
+    kept = _longest({each: k for each, (k, _) in known.items()})
+    made = [Phrase(_spelt(each), k, n, *interval(k, n), where)
+            for each, (k, where) in known.items() if each in kept]  # fmt: skip
+    return sorted(made, key=lambda phrase: (-phrase.k, phrase.words))
+
+
+def count_phrases(texts: Iterable[str], wanted: Sequence[str], interval: Interval) -> list[Phrase]:
+    """The same figures for phrases that somebody has listed."""
+    flat = {each: f" {' '.join(words_of(each))} " for each in wanted}
+    where, k, n = {each: list[int]() for each in wanted}, Counter[str](), 0
+    for text in texts if wanted else ():
+        said = f" {' '.join(words_of(text))} "
+        for each, words in flat.items():
+            if words in said and words.strip():
+                k[each] += 1
+                where[each] += [n] if k[each] <= SHOWN_IN else []
+        n += 1
+    return [Phrase(e, k[e], n, *interval(k[e], n), tuple(where[e])) for e in flat]
+
+
+class _Codes(dict[str, int]):
+    """A number for every word, from 0."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = code = len(self)
+        return code
+
+
+def _coded(texts: Iterable[str]) -> tuple[_Codes, "array[int]", "array[int]"]:
+    """Every word of all texts as a number, one after the other, and how many each text has."""
+    words, codes, sizes = _Codes(), array("i"), array("i")
+    for text in texts:
+        before = len(codes)
+        codes.extend(map(words.__getitem__, words_of(text)))
+        sizes.append(len(codes) - before)
+    return words, codes, sizes
+
+
+def _half_words(names: Sequence[str]) -> Any:
+    import numpy as np
+
+    dense = _re(_DENSE_LETTER)
+    return np.array([1 if dense.match(name) else 2 for name in names] or [2], np.int32)
+
+
+_Found = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]  # words -> texts, and the first ones
+
+
+def _frequent(codes: Any, sizes: Any, weights: Any, least: int) -> _Found:
+    """Every run of words that enough texts hold. A run is only looked at where both runs that are
+    one word shorter are frequent, so that there is little to count."""
+    import numpy as np
+
+    flat, docs = np.frombuffer(codes, np.int32), np.frombuffer(sizes, np.int32)
+    if not len(flat):
+        return {}
+    at, word, doc = _frequent_words(flat, docs, len(weights), least)
+    next_to = np.append(at[1:] == at[:-1] + 1, False)
+    next_to[:-1] &= doc[1:] == doc[:-1]
+    ids, runs = word.astype(np.int64), [(int(each),) for each in range(len(weights))]
+    halves, found = weights.astype(np.int64), _Found()
+    for length in range(1, 2 * MOST):
+        here = np.flatnonzero(next_to[:-1] & (ids[:-1] >= 0) & (ids[1:] >= 0))
+        last = word[here + length]
+        light = halves[ids[here]] + weights[last] <= 2 * MOST
+        here, last = here[light], last[light]
+        key, which = np.unique(ids[here] * len(weights) + last, return_inverse=True)
+        k, where = _texts_with(which, doc[here], len(key))
+        good = np.flatnonzero(k >= least)
+        if not len(good):
+            break
+        runs = [(*runs[key[g] // len(weights)], int(key[g] % len(weights))) for g in good]
+        halves = halves[key[good] // len(weights)] + weights[key[good] % len(weights)]
+        new = np.full(len(key), -1)
+        new[good] = np.arange(len(good))
+        ids = np.full(len(ids), -1)
+        ids[here] = new[which]
+        found |= {run: (int(k[g]), tuple(w for w in where[g].tolist() if w >= 0))
+                  for run, g, half in zip(runs, good, halves, strict=True)
+                  if half >= 2 * FEWEST}  # fmt: skip
+    return found
+
+
+def _frequent_words(flat: Any, sizes: Any, words: int, least: int) -> tuple[Any, Any, Any]:
+    """Place, word and text of each word that enough texts hold."""
+    import numpy as np
+
+    ends = np.cumsum(sizes, dtype=np.int64)
+    texts = np.zeros(words, np.int64)
+    often = np.bincount(flat, minlength=words) >= least
+    for begin, end, doc in _parts(sizes, ends):
+        chosen = often[flat[begin:end]]
+        texts += _texts_with(flat[begin:end][chosen], doc[chosen], words)[0]
+    often = texts >= least
+    at = np.flatnonzero(often[flat])
+    return at, flat[at], np.searchsorted(ends, at, side="right").astype(np.int32)
+
+
+def _parts(sizes: Any, ends: Any) -> Iterator[tuple[int, int, Any]]:
+    """Parts of the flat array that hold whole texts, each with the text of every place."""
+    import numpy as np
+
+    first = begin = 0
+    while first < len(sizes):
+        last = max(first + 1, int(np.searchsorted(ends, begin + TOGETHER)))
+        end = int(ends[last - 1])
+        yield begin, end, np.repeat(np.arange(first, last), sizes[first:last])
+        first, begin = last, end
+
+
+def _texts_with(which: Any, doc: Any, many: int) -> tuple[Any, Any]:
+    """How many texts hold each of so many things, and the first texts that do; texts rise."""
+    import numpy as np
+
+    k, where = np.zeros(many, np.int64), np.full((many, SHOWN_IN), -1, np.int64)
+    begin = 0
+    while begin < len(which):
+        end = begin + TOGETHER
+        end = int(np.searchsorted(doc, doc[end], side="left")) if end < len(doc) else len(doc)
+        end = end if end > begin else int(np.searchsorted(doc, doc[begin], side="right"))
+        span = int(doc[end - 1]) + 1 - int(doc[begin])
+        pairs = np.unique(which[begin:end].astype(np.int64) * span + (doc[begin:end] - doc[begin]))
+        thing, text = pairs // span, pairs % span + int(doc[begin])
+        rank = np.arange(len(thing)) - np.searchsorted(thing, thing) + k[thing]
+        few = rank < SHOWN_IN
+        where[thing[few], rank[few]] = text[few]
+        k += np.bincount(thing, minlength=many)
+        begin = end
+    return k, where
+
+
+def _longest(counted: Mapping[tuple[str, ...], int]) -> set[tuple[str, ...]]:
+    """The phrases that are no mere part of a longer one, and of a long formula its beginning."""
+    inside = Counter[tuple[str, ...]]()
+    for run, k in counted.items():
+        for size in range(1, len(run)):
+            for start in range(len(run) - size + 1):
+                part = run[start : start + size]
+                inside[part] = max(inside[part], k)
+    whole = {run: k for run, k in counted.items() if inside[run] < SAME * k}
+    after = defaultdict(list)
+    for run in whole:
+        after[run[:-1]].append(run)
+    follows = {run: [next_ for next_ in after[run[1:]] if _about_equal(k, whole[next_])]
+               for run, k in whole.items()}  # fmt: skip
+    behind = {each for run, those in follows.items() for each in those if each != run}
+    kept, seen = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    for run in sorted(whole, key=lambda run: (run in behind, run)):
+        if run not in seen:
+            kept.add(run)
+            seen |= _reached(run, follows)
+    return kept
+
+
+def _about_equal(one: int, other: int) -> bool:
+    return min(one, other) >= SAME * max(one, other)
+
+
+def _reached(start: tuple[str, ...], follows: Mapping[tuple[str, ...], Any]) -> set[Any]:
+    seen, left = {start}, [start]
+    while left:
+        new = [each for each in follows[left.pop()] if each not in seen]
+        seen.update(new)
+        left += new
+    return seen
+
+
+def _spelt(words: Iterable[str]) -> str:
+    return _re(rf"(?<=[{_DENSE}]) (?=[{_DENSE}])").sub("", " ".join(words))
+
+
+# ══ 3 Near-duplicates ═════════════════════════════════════════════════════════════════════════════
+
+# Two texts are as alike as the share of word pairs that they have in common (Dice). Of a text in
+# which one word in twenty was replaced, left out or added, about 0.90 is left; two conversations
+# about one subject have 0.1 to 0.4 in common, and up to 0.65 where both were put together from the
+# same sentences. Longer runs of words find the candidates, because different texts hardly share
+# any; the word pairs then decide, exactly.
+PAIR, RUN = 2, 4  # words; twice as many where letters count as words
+POOL, KEYS = 64, 16  # runs that are kept of a text, and those of them that it is filed under
+COMMON = 50  # a run that more texts hold says little
+LISTED = 50  # of more equal texts, each is paired with the first only
+WINDOW = 3  # neighbours that are compared in a crowd
+
+Pairs = list[tuple[str, str, float]]
+
+
+def near_duplicates(texts: Mapping[str, str], threshold: float = 0.80) -> Pairs:
+    """All pairs of texts that are this alike, (id, id, similarity) in order of ids.
+
+    Made for thresholds from 0.7 on. The order of the texts changes nothing. In a crowd of more than
+    50 texts that are all alike, each is paired with some of the others and not with all.
+    """
+    same = _equal_texts(texts)
+    firsts = [ids[0] for ids in same.values()]
+    found: Pairs = [pair for ids in same.values() for pair in _all_pairs(ids)]
+    alike = {ids[0]: ids for ids in same.values()}
+    for one, other, how in _confirmed(texts, firsts, _candidates(texts, firsts), threshold):
+        found += _spread(alike[one], alike[other], how)
+    return sorted(found)
+
+
+def similarity(one: str, other: str) -> float:
+    """The share of word pairs that two texts have in common; 0 where a text has no words."""
+    return _dice(_word_pairs(one), _word_pairs(other))
+
+
+def _equal_texts(texts: Mapping[str, str]) -> dict[bytes, list[str]]:
+    """Ids by the words of their texts; one without words is like no other."""
+    found: dict[bytes, list[str]] = {}
+    for item in sorted(texts):
+        words = words_of(texts[item])
+        if words:
+            key = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=16)
+            found.setdefault(key.digest(), []).append(item)
+    return found
+
+
+def _all_pairs(ids: Sequence[str]) -> Pairs:
+    few = itertools.combinations(ids, 2) if len(ids) <= LISTED else ((ids[0], i) for i in ids[1:])
+    return [(one, other, 1.0) for one, other in few]
+
+
+def _spread(ones: Sequence[str], others: Sequence[str], how: float) -> Pairs:
+    """A pair of texts, for all who have these texts."""
+    if len(ones) * len(others) > LISTED * LISTED:
+        ones, others = ones[:1], others[:1]
+    pairs = itertools.product(ones, others)
+    return [(min(pair), max(pair), how) for pair in pairs]
+
+
+class _Hashes(dict[str, int]):
+    """A number of 64 bits for each word, the same in every process."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= 10 * KEPT_WORDS:
+            self.clear()
+        digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+        self[word] = number = int.from_bytes(digest, "little")
+        return number
+
+
+_numbers = functools.cache(_Hashes)
+
+
+def _numbered(words: Sequence[str]) -> "array[int]":
+    return array("Q", map(_numbers().__getitem__, words))
+
+
+def _times(words: Sequence[str], text: str) -> int:
+    """2 where most letters count as words, else 1."""
+    return 2 if not text.isascii() and 4 * _size(words) < 3 * len(words) else 1
+
+
+def _hashed_runs(numbers: Any, length: int) -> Any:
+    """A number for every run of so many neighbours."""
+    import numpy as np
+
+    last = len(numbers) - length + 1
+    made = np.zeros(max(last, 0), np.uint64)
+    for step in range(length if last > 0 else 0):
+        made = made * np.uint64(0x9E3779B97F4A7C15) + numbers[step : step + last]
+    made = (made ^ (made >> np.uint64(31))) * np.uint64(0xD6E8FEB86659FD93)
+    return made ^ (made >> np.uint64(32))
+
+
+def _word_pairs(text: str) -> Any:
+    """The set of word pairs of a text, sorted; of one word alone, the word."""
+    import numpy as np
+
+    words = words_of(text)
+    length = min(PAIR * _times(words, text), max(len(words), 1))
+    return np.unique(_hashed_runs(np.frombuffer(_numbered(words), np.uint64), length))
+
+
+def _dice(one: Any, other: Any) -> float:
+    import numpy as np
+
+    if not len(one) or not len(other):
+        return 0.0
+    both = np.concatenate((one, other))
+    both.sort(kind="stable")
+    return 2 * int(np.count_nonzero(both[1:] == both[:-1])) / len(both)
+
+
+def _confirmed(
+    texts: Mapping[str, str], ids: Sequence[str], pairs: Any, threshold: float
+) -> Iterator[tuple[str, str, float]]:
+    """The candidates that are as alike as that."""
+    held = functools.lru_cache(4096)(lambda at: _word_pairs(texts[ids[at]]))
+    for one, other in pairs.tolist():
+        how = _dice(held(one), held(other))
+        if how >= threshold - 1e-12:
+            yield min(ids[one], ids[other]), max(ids[one], ids[other]), how
+
+
+def _candidates(texts: Mapping[str, str], ids: Sequence[str]) -> Any:
+    """Pairs of numbers of texts that share runs of words."""
+    import numpy as np
+
+    doc, run = _pools(texts, ids)
+    if not len(doc):
+        return np.empty((0, 2), np.int64)
+    _, which, count = np.unique(run, return_inverse=True, return_counts=True)
+    often = count[which]
+    size = np.bincount(doc, minlength=len(ids))
+    crowd = 3 * np.bincount(doc[often > COMMON], minlength=len(ids)) >= np.maximum(size, 1)
+    rare = _firsts(doc, which, (often > 1) & (often <= COMMON))
+    keys = np.bincount(rare[0], minlength=len(ids))
+    codes, shared = _sharing(*rare, COMMON, len(ids))
+    need = np.where(np.minimum(keys[codes // len(ids)], keys[codes % len(ids)]) >= KEYS // 2, 2, 1)
+    codes = np.union1d(codes[shared >= need], _crowded(doc, which, crowd[doc], len(ids)))
+    return np.stack((codes // len(ids), codes % len(ids)), axis=1)
+
+
+def _pools(texts: Mapping[str, str], ids: Sequence[str]) -> tuple[Any, Any]:
+    """Of every text the runs of words with the smallest numbers: text, run, in this order."""
+    import numpy as np
+
+    docs, runs = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for times in (1, 2):
+        flat, sizes, whose = array("Q"), array("q"), array("q")
+        for at, item in enumerate(ids):
+            words = words_of(texts[item])
+            if _times(words, texts[item]) == times:
+                flat.extend(_numbered(words))
+                sizes.append(len(words))
+                whose.append(at)
+            if len(flat) > TOGETHER or (at + 1 == len(ids) and len(flat)):
+                doc, run = _smallest(flat, sizes, whose, RUN * times)
+                docs.append(doc)
+                runs.append(run)
+                flat, sizes, whose = array("Q"), array("q"), array("q")
+    doc, run = np.concatenate(docs), np.concatenate(runs)
+    order = np.argsort(doc, kind="stable")
+    return doc[order], run[order]
+
+
+def _smallest(flat: Any, sizes: Any, whose: Any, length: int) -> tuple[Any, Any]:
+    """The pool of each text; a text that is shorter than a run is one run itself."""
+    import numpy as np
+
+    numbers, size = np.frombuffer(flat, np.uint64), np.frombuffer(sizes, np.int64)
+    made = _hashed_runs(numbers, length)
+    text = np.repeat(np.arange(len(size)), size)
+    inside = text[: len(made)] == text[length - 1 :] if len(made) else np.empty(0, bool)
+    text, made = text[: len(made)][inside], made[inside]
+    order = np.lexsort((made, text))
+    text, made = text[order], made[order]
+    new = np.append(True, (made[1:] != made[:-1]) | (text[1:] != text[:-1]))[: len(made)]
+    text, made = text[new], made[new]
+    rank = np.arange(len(text)) - np.searchsorted(text, text)
+    few = rank < POOL
+    return np.frombuffer(whose, np.int64)[text[few]], made[few]
+
+
+def _firsts(doc: Any, which: Any, chosen: Any) -> tuple[Any, Any]:
+    """Of the chosen runs of each text the first ones: text, run."""
+    import numpy as np
+
+    doc, which = doc[chosen], which[chosen]
+    few = np.arange(len(doc)) - np.searchsorted(doc, doc) < KEYS
+    return doc[few], which[few]
+
+
+def _sharing(doc: Any, which: Any, most: int, many: int) -> tuple[Any, Any]:
+    """Pairs of texts under one run, as one number, and how many runs they share. Where a run has
+    more texts than `most`, only neighbours in its list."""
+    import numpy as np
+
+    order = np.lexsort((doc, which))
+    doc, which, codes = doc[order], which[order], [np.empty(0, np.int64)]
+    at = np.arange(len(doc))
+    for step in range(1, most + 1):
+        at = at[at + step < len(doc)]
+        at = at[which[at] == which[at + step]]
+        codes.append(doc[at] * many + doc[at + step])
+    found, shared = np.unique(np.concatenate(codes), return_counts=True)
+    return found, shared
+
+
+def _crowded(doc: Any, which: Any, chosen: Any, many: int) -> Any:
+    """Pairs among texts of which too many are alike for single runs: two runs have to agree."""
+    doc, which = _firsts(doc, which, chosen)
+    two = doc[1:] == doc[:-1]
+    both = which[:-1][two] * (int(which.max(initial=0)) + 1) + which[1:][two]
+    return _sharing(doc[1:][two], both, WINDOW, many)[0]
+
+
+# ══ 4 Personal data and secrets ═══════════════════════════════════════════════════════════════════
+
+# What has a form of its own. Names of people and places have none, so that a person has to read for
+# them. Every repetition has a bound, and none begins inside of what another has left: the time
+# grows with the length of the text and not with its square.
+
+
+class Hit(NamedTuple):
+    """One thing that looks personal or secret, and its place in the text."""
+
+    kind: str
+    start: int
+    end: int
+
+
+SECRETS = frozenset({"key", "private key", "password"})  # other kinds are personal data
+
+
+def personal_data(text: str) -> list[Hit]:
+    """Everything in a text that has the form of personal data or of a secret, in order."""
+    hits = [Hit(kind, *match.span()) for kind, signs, pattern, is_real in _PERSONAL
+            if any(sign in text for sign in signs)
+            for match in _re(pattern).finditer(text) if is_real(match[0])]  # fmt: skip
+    kept: list[Hit] = []
+    for hit in sorted(hits, key=lambda hit: (hit.start, -hit.end)):
+        if not kept or hit.start >= kept[-1].end:
+            kept.append(hit)
+    return kept
+
+
+def redact(text: str) -> str:
+    """The text with `[email]` and the like in place of every hit; twice changes no more."""
+    while hits := personal_data(text):
+        for hit in reversed(hits):
+            text = f"{text[: hit.start]}[{hit.kind}]{text[hit.end :]}"
+    return text
+
+
+def _is_card(text: str) -> bool:
+    """Luhn's check digit, on a number of a card's length that is not one digit again and again."""
+    digits = [int(sign) for sign in text if sign.isdigit()]
+    double = (sum(divmod(2 * digit, 10)) for digit in digits[-2::-2])
+    return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(double)) % 10 == 0
+
+
+def _is_iban(text: str) -> bool:
+    """The two check digits of an account's number."""
+    plain = text.replace(" ", "").upper()
+    moved = "".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])
+    return 15 <= len(plain) <= 34 and int(moved) % 97 == 1
+
+
+def _is_phone(text: str) -> bool:
+    """So many digits, and no date."""
+    digits = sum(map(str.isdigit, text))
+    least = 8 if text.startswith(("+", "00")) else 9
+    return least <= digits <= 15 and not _re(r"\d[./-][01]?\d[./-](?:19|20)\d\d").search(text)
+
+
+def _is_public_address(text: str) -> bool:
+    """An address of one machine on the internet; those of every home network say nothing."""
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _is_password(text: str) -> bool:
+    """After an equals sign any value; after a colon one with a digit, because prose has colons."""
+    value = _re(r"[=:]").split(text, maxsplit=1)[1].strip(" \t\"'")
+    return "=" in text[: len(text) - len(value)] or any(map(str.isdigit, value))
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+_DIGITS = tuple("0123456789")
+_KEY = (
+    r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{16,200}|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])"
+    r"|gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{22,255}|glpat-[A-Za-z0-9_-]{20,100}"
+    r"|hf_[A-Za-z0-9]{30,100}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,200}"
+    r"|[sr]k_(?:live|test)_[A-Za-z0-9]{16,200}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,250}"
+    r"|eyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,2000})"
+)
+# Kind, signs of which one is there, expression, and what else has to hold.
+_PERSONAL: tuple[tuple[str, tuple[str, ...], str, Callable[[str], bool]], ...] = (
+    (
+        "email", ("@",),
+        r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,6}[^\W\d_]{2,24}(?![^\W_])",
+        _always,
+    ),
+    (
+        "iban", _DIGITS,
+        r"(?<![^\W_])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![^\W_])", _is_iban,
+    ),
+    ("card", _DIGITS, r"(?<![\d.,])(?<!\d[ -])[2-6]\d(?:[ -]?\d){11,17}(?![ -]?\d)", _is_card),
+    (
+        "phone", _DIGITS,
+        r"(?<![\w.,+-])(?<!\d )(?:(?:\+|00)[1-9]|\(?0[1-9]|\([2-9]\d\d\)|[2-9]\d\d[-.]\d{3}[-.])"
+        r"(?:[ ()./-]{0,2}\d){4,13}(?![\w%])(?![.,]\d)", _is_phone,
+    ),
+    (
+        "ip address", (".",),
+        r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w])(?!\.\d)", _is_public_address,
+    ),
+    (
+        "ip address", (":",),
+        r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])", _is_public_address,
+    ),
+    ("key", ("-", "_", "A", "eyJ"), _KEY, _always),
+    ("key", ("earer",), r"\b[Bb]earer\s{1,4}[A-Za-z0-9._~+/-]{16,4000}={0,2}", _always),
+    (
+        "private key", ("-----BEGIN",),
+        r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+        r"(?:[^-]{0,16000}-----END [A-Z ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+        r"|(?:\s{1,4}[A-Za-z0-9+/=]{24,200}){0,200})",
+        _always,
+    ),
+    (
+        "password", ("=", ":"),
+        r"(?i)(?<![^\W_])(?:password|passwd|passphrase|pwd|passwort|kennwort|contrase\u00f1a"
+        r"|mot de passe|secret|api[_ -]?key|access[_ -]?key|token)[\"']?[ \t]{0,3}[=:][ \t]{0,3}"
+        r"[\"']?[^\s\"'\[\]]{4,200}",
+        _is_password,
+    ),
+)  # fmt: skip
