@@ -800,7 +800,7 @@ def _texts_with(which: Any, doc: Any, many: int) -> tuple[Any, Any]:
         end = int(np.searchsorted(doc, doc[end], side="left")) if end < len(doc) else len(doc)
         end = end if end > begin else int(np.searchsorted(doc, doc[begin], side="right"))
         span = int(doc[end - 1]) + 1 - int(doc[begin])
-        pairs = np.unique(which[begin:end].astype(np.int64) * span + (doc[begin:end] - doc[begin]))
+        pairs = _once(which[begin:end].astype(np.int64) * span + (doc[begin:end] - doc[begin]))
         thing, text = pairs // span, pairs % span + int(doc[begin])
         rank = np.arange(len(thing)) - np.searchsorted(thing, thing) + k[thing]
         few = rank < SHOWN_IN
@@ -808,6 +808,14 @@ def _texts_with(which: Any, doc: Any, many: int) -> tuple[Any, Any]:
         k += np.bincount(thing, minlength=many)
         begin = end
     return k, where
+
+
+def _once(values: Any) -> Any:
+    """Each value once, in order; `np.unique` takes several times as long."""
+    import numpy as np
+
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
 
 
 def _longest(counted: Mapping[tuple[str, ...], int]) -> set[tuple[str, ...]]:
@@ -862,6 +870,8 @@ POOL, KEYS = 64, 16  # runs that are kept of a text, and those of them that it i
 COMMON = 50  # a run that more texts hold says little
 LISTED = 50  # of more equal texts, each is paired with the first only
 WINDOW = 3  # neighbours that are compared in a crowd
+SORTED = 200_000  # words of the texts that are looked at together
+HASH_BITS = 20  # of a run's number, which make room for its text
 
 Pairs = list[tuple[str, str, float]]
 
@@ -872,11 +882,10 @@ def near_duplicates(texts: Mapping[str, str], threshold: float = 0.80) -> Pairs:
     Made for thresholds from 0.7 on. The order of the texts changes nothing. In a crowd of more than
     50 texts that are all alike, each is paired with some of the others and not with all.
     """
-    same = _equal_texts(texts)
-    firsts = [ids[0] for ids in same.values()]
-    found: Pairs = [pair for ids in same.values() for pair in _all_pairs(ids)]
-    alike = {ids[0]: ids for ids in same.values()}
-    for one, other, how in _confirmed(texts, firsts, _candidates(texts, firsts), threshold):
+    same, doc, run = _pools(texts)
+    firsts, alike = [ids[0] for ids in same], {ids[0]: ids for ids in same}
+    found: Pairs = [pair for ids in same for pair in _all_pairs(ids)]
+    for one, other, how in _confirmed(texts, firsts, _candidates(doc, run, len(same)), threshold):
         found += _spread(alike[one], alike[other], how)
     return sorted(found)
 
@@ -884,17 +893,6 @@ def near_duplicates(texts: Mapping[str, str], threshold: float = 0.80) -> Pairs:
 def similarity(one: str, other: str) -> float:
     """The share of word pairs that two texts have in common; 0 where a text has no words."""
     return _dice(_word_pairs(one), _word_pairs(other))
-
-
-def _equal_texts(texts: Mapping[str, str]) -> dict[bytes, list[str]]:
-    """Ids by the words of their texts; one without words is like no other."""
-    found: dict[bytes, list[str]] = {}
-    for item in sorted(texts):
-        words = words_of(texts[item])
-        if words:
-            key = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=16)
-            found.setdefault(key.digest(), []).append(item)
-    return found
 
 
 def _all_pairs(ids: Sequence[str]) -> Pairs:
@@ -951,7 +949,7 @@ def _word_pairs(text: str) -> Any:
 
     words = words_of(text)
     length = min(PAIR * _times(words, text), max(len(words), 1))
-    return np.unique(_hashed_runs(np.frombuffer(_numbered(words), np.uint64), length))
+    return _once(_hashed_runs(np.frombuffer(_numbered(words), np.uint64), length))
 
 
 def _dice(one: Any, other: Any) -> float:
@@ -975,64 +973,98 @@ def _confirmed(
             yield min(ids[one], ids[other]), max(ids[one], ids[other]), how
 
 
-def _candidates(texts: Mapping[str, str], ids: Sequence[str]) -> Any:
-    """Pairs of numbers of texts that share runs of words."""
+def _pools(texts: Mapping[str, str]) -> tuple[list[list[str]], Any, Any]:
+    """The ids of equal texts together, and of each such text the runs of words with the smallest
+    numbers: text, run, in this order. Texts without words are left out."""
     import numpy as np
 
-    doc, run = _pools(texts, ids)
-    if not len(doc):
-        return np.empty((0, 2), np.int64)
-    _, which, count = np.unique(run, return_inverse=True, return_counts=True)
-    often = count[which]
-    size = np.bincount(doc, minlength=len(ids))
-    crowd = 3 * np.bincount(doc[often > COMMON], minlength=len(ids)) >= np.maximum(size, 1)
-    rare = _firsts(doc, which, (often > 1) & (often <= COMMON))
-    keys = np.bincount(rare[0], minlength=len(ids))
-    codes, shared = _sharing(*rare, COMMON, len(ids))
-    need = np.where(np.minimum(keys[codes // len(ids)], keys[codes % len(ids)]) >= KEYS // 2, 2, 1)
-    codes = np.union1d(codes[shared >= need], _crowded(doc, which, crowd[doc], len(ids)))
-    return np.stack((codes // len(ids), codes % len(ids)), axis=1)
-
-
-def _pools(texts: Mapping[str, str], ids: Sequence[str]) -> tuple[Any, Any]:
-    """Of every text the runs of words with the smallest numbers: text, run, in this order."""
-    import numpy as np
-
-    docs, runs = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-    for times in (1, 2):
-        flat, sizes, whose = array("Q"), array("q"), array("q")
-        for at, item in enumerate(ids):
-            words = words_of(texts[item])
-            if _times(words, texts[item]) == times:
-                flat.extend(_numbered(words))
-                sizes.append(len(words))
-                whose.append(at)
-            if len(flat) > TOGETHER or (at + 1 == len(ids) and len(flat)):
-                doc, run = _smallest(flat, sizes, whose, RUN * times)
-                docs.append(doc)
-                runs.append(run)
-                flat, sizes, whose = array("Q"), array("q"), array("q")
-    doc, run = np.concatenate(docs), np.concatenate(runs)
+    known: dict[bytes, list[str]] = {}
+    parts = {1: _Part(RUN), 2: _Part(2 * RUN)}
+    for item in sorted(texts):
+        words = words_of(texts[item])
+        numbers = _numbered(words)
+        key = hashlib.blake2b(numbers.tobytes(), digest_size=16).digest()
+        if words and key not in known:
+            parts[_times(words, texts[item])].add(len(known), numbers)
+            known[key] = []
+        if words:
+            known[key].append(item)
+    made = [pool for part in parts.values() for pool in part.done()]
+    doc, run = (np.concatenate(each) for each in zip(*made, strict=True))
     order = np.argsort(doc, kind="stable")
-    return doc[order], run[order]
+    return list(known.values()), doc[order], run[order]
+
+
+class _Part:
+    """Texts that are looked at together, because small arrays are slow."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.made = length, list[tuple[Any, Any]]()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.flat, self.sizes, self.whose = array("Q"), array("q"), array("q")
+
+    def add(self, at: int, numbers: "array[int]") -> None:
+        self.flat.extend(numbers)
+        self.sizes.append(len(numbers))
+        self.whose.append(at)
+        if len(self.flat) > SORTED:
+            self.done()
+
+    def done(self) -> list[tuple[Any, Any]]:
+        """The pools of all texts so far."""
+        self.made.append(_smallest(self.flat, self.sizes, self.whose, self.length))
+        self._begin()
+        return self.made
 
 
 def _smallest(flat: Any, sizes: Any, whose: Any, length: int) -> tuple[Any, Any]:
-    """The pool of each text; a text that is shorter than a run is one run itself."""
+    """The pool of each text: text, run. Of a long text only small numbers are sorted, unless it
+    says the same again and again and has few."""
     import numpy as np
 
     numbers, size = np.frombuffer(flat, np.uint64), np.frombuffer(sizes, np.int64)
-    made = _hashed_runs(numbers, length)
-    text = np.repeat(np.arange(len(size)), size)
-    inside = text[: len(made)] == text[length - 1 :] if len(made) else np.empty(0, bool)
-    text, made = text[: len(made)][inside], made[inside]
-    order = np.lexsort((made, text))
-    text, made = text[order], made[order]
-    new = np.append(True, (made[1:] != made[:-1]) | (text[1:] != text[:-1]))[: len(made)]
-    text, made = text[new], made[new]
-    rank = np.arange(len(text)) - np.searchsorted(text, text)
-    few = rank < POOL
-    return np.frombuffer(whose, np.int64)[text[few]], made[few]
+    made, text = _hashed_runs(numbers, length), np.repeat(np.arange(len(size)), size)
+    inside = text[: len(made)] == text[length - 1 :][: len(made)]
+    text, made = text[: len(made)][inside], made[inside] >> np.uint64(HASH_BITS)
+    most = np.minimum(4 * POOL / np.maximum(size, 1), 1) * 2.0 ** (64 - HASH_BITS)
+    low = made < most[text].astype(np.uint64)
+    few = _distinct(text[low], made[low])
+    lacking = (np.bincount(few[0], minlength=len(size)) < POOL) & (size > 4 * POOL)
+    if lacking.any():
+        rest, kept = lacking[text], ~lacking[few[0]]
+        more = _distinct(text[rest], made[rest])
+        few = (np.append(few[0][kept], more[0]), np.append(few[1][kept], more[1]))
+    return np.frombuffer(whose, np.int64)[few[0]], few[1]
+
+
+def _distinct(text: Any, made: Any) -> tuple[Any, Any]:
+    """The smallest numbers of each text, each once."""
+    import numpy as np
+
+    bits = np.uint64(64 - HASH_BITS)
+    both = (text.astype(np.uint64) << bits) | made
+    both = _once(both)
+    text = (both >> bits).astype(np.int64)
+    few = np.arange(len(text)) - np.searchsorted(text, text) < POOL
+    return text[few], both[few] & np.uint64((1 << int(bits)) - 1)
+
+
+def _candidates(doc: Any, run: Any, many: int) -> Any:
+    """Pairs of numbers of texts that share runs of words."""
+    import numpy as np
+
+    _, which, count = np.unique(run, return_inverse=True, return_counts=True)
+    often = count[which]
+    size = np.bincount(doc, minlength=many)
+    crowd = 2 * np.bincount(doc[often > COMMON], minlength=many) >= np.maximum(size, 1)
+    rare = _firsts(doc, which, (often > 1) & (often <= COMMON))
+    own = np.bincount(doc[often <= COMMON], minlength=many)  # runs that say something about a text
+    codes, shared = _sharing(*rare, COMMON, many)
+    need = np.where(np.minimum(own[codes // many], own[codes % many]) >= KEYS // 2, 2, 1)
+    codes = np.union1d(codes[shared >= need], _crowded(doc, which, crowd[doc], many))
+    return np.stack((codes // max(many, 1), codes % max(many, 1)), axis=1)
 
 
 def _firsts(doc: Any, which: Any, chosen: Any) -> tuple[Any, Any]:
