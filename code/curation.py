@@ -22,10 +22,12 @@ import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from settings import Artefact, Artefacts, plain_text
+from infrastructure import canonical_hash, count_words
+from settings import Artefact, Artefacts, ProjectSettings, Thresholds, plain_text
 
 # ══ 1 The artefact filter ═════════════════════════════════════════════════════════════════════════
 
@@ -675,9 +677,11 @@ def phrases(texts: Iterable[str], interval: Interval, least: float = 0.10) -> li
     part is clearly commoner. A phrase has to be in two texts.
     """
     words, codes, sizes = _coded(texts)
-    n = len(sizes)
-    names = list(words)
-    found = _frequent(codes, sizes, _half_words(names), max(2, math.ceil(least * n - 1e-9)))
+    n, names = len(sizes), list(words)
+    enough = max(2, math.ceil(least * n - 1e-9))
+    places = _frequent_words(codes, sizes, len(names), enough)
+    del codes  # the largest thing here
+    found = _frequent(places, _half_words(names), enough)
     known = {tuple(names[word] for word in each): told for each, told in found.items()}
     kept = _longest({each: k for each, (k, _) in known.items()})
     made = [Phrase(_spelt(each), k, n, *interval(k, n), where)
@@ -727,34 +731,31 @@ def _half_words(names: Sequence[str]) -> Any:
 _Found = dict[tuple[int, ...], tuple[int, tuple[int, ...]]]  # words -> texts, and the first ones
 
 
-def _frequent(codes: Any, sizes: Any, weights: Any, least: int) -> _Found:
+def _frequent(places: tuple[Any, Any, Any], weights: Any, least: int) -> _Found:
     """Every run of words that enough texts hold. A run is only looked at where both runs that are
     one word shorter are frequent, so that there is little to count."""
     import numpy as np
 
-    flat, docs = np.frombuffer(codes, np.int32), np.frombuffer(sizes, np.int32)
-    if not len(flat):
-        return {}
-    at, word, doc = _frequent_words(flat, docs, len(weights), least)
-    next_to = np.append(at[1:] == at[:-1] + 1, False)
+    at, word, doc = places
+    next_to = np.append(at[1:] == at[:-1] + 1, False)[: len(at)]
     next_to[:-1] &= doc[1:] == doc[:-1]
-    ids, runs = word.astype(np.int64), [(int(each),) for each in range(len(weights))]
-    halves, found = weights.astype(np.int64), _Found()
+    ids, runs = word, [(each,) for each in range(len(weights))]
+    halves, found, many = weights, _Found(), len(weights)
     for length in range(1, 2 * MOST):
         here = np.flatnonzero(next_to[:-1] & (ids[:-1] >= 0) & (ids[1:] >= 0))
-        last = word[here + length]
-        light = halves[ids[here]] + weights[last] <= 2 * MOST
-        here, last = here[light], last[light]
-        key, which = np.unique(ids[here] * len(weights) + last, return_inverse=True)
+        here = here[halves[ids[here]] + weights[word[here + length]] <= 2 * MOST]
+        keys = _often(ids[here].astype(np.int64) * many + word[here + length], least)
+        here, keys = here[keys >= 0], keys[keys >= 0]
+        key, which = np.unique(keys, return_inverse=True)
         k, where = _texts_with(which, doc[here], len(key))
         good = np.flatnonzero(k >= least)
         if not len(good):
             break
-        runs = [(*runs[key[g] // len(weights)], int(key[g] % len(weights))) for g in good]
-        halves = halves[key[good] // len(weights)] + weights[key[good] % len(weights)]
-        new = np.full(len(key), -1)
+        runs = [(*runs[key[g] // many], int(key[g] % many)) for g in good]
+        halves = halves[key[good] // many] + weights[key[good] % many]
+        new = np.full(len(key), -1, np.int32)
         new[good] = np.arange(len(good))
-        ids = np.full(len(ids), -1)
+        ids = np.full(len(ids), -1, np.int32)
         ids[here] = new[which]
         found |= {run: (int(k[g]), tuple(w for w in where[g].tolist() if w >= 0))
                   for run, g, half in zip(runs, good, halves, strict=True)
@@ -762,19 +763,35 @@ def _frequent(codes: Any, sizes: Any, weights: Any, least: int) -> _Found:
     return found
 
 
-def _frequent_words(flat: Any, sizes: Any, words: int, least: int) -> tuple[Any, Any, Any]:
-    """Place, word and text of each word that enough texts hold."""
+def _often(keys: Any, least: int) -> Any:
+    """The keys, and -1 for those that stand fewer times than that; a quick look before the exact
+    one, where there are not too many."""
     import numpy as np
 
-    ends = np.cumsum(sizes, dtype=np.int64)
-    texts = np.zeros(words, np.int64)
-    often = np.bincount(flat, minlength=words) >= least
-    for begin, end, doc in _parts(sizes, ends):
+    if len(keys) and int(keys.max()) < 4 * TOGETHER:
+        keys = np.where(np.bincount(keys)[keys] >= least, keys, -1)
+    return keys
+
+
+def _frequent_words(codes: Any, sizes: Any, words: int, least: int) -> tuple[Any, Any, Any]:
+    """Place, word and text of each word that enough texts hold, beside another such word."""
+    import numpy as np
+
+    flat, size = np.frombuffer(codes, np.int32), np.frombuffer(sizes, np.int32)
+    texts, ends = np.zeros(words, np.int64), np.cumsum(size, dtype=np.int64)
+    often = np.bincount(flat, minlength=words) >= least if words else texts > 0
+    for begin, end, doc in _parts(size, ends):
         chosen = often[flat[begin:end]]
         texts += _texts_with(flat[begin:end][chosen], doc[chosen], words)[0]
     often = texts >= least
-    at = np.flatnonzero(often[flat])
-    return at, flat[at], np.searchsorted(ends, at, side="right").astype(np.int32)
+    made = [(np.empty(0, np.int32),) * 3]
+    for begin, end, doc in _parts(size, ends):
+        known = often[flat[begin:end]]
+        near = np.append(False, known[:-1]) | np.append(known[1:], False) if len(known) else known
+        at = np.flatnonzero(known & near).astype(np.int32)
+        made.append((at + np.int32(begin), flat[begin:end][at], doc[at]))
+    at, word, doc = (np.concatenate(each) for each in zip(*made, strict=True))
+    return at, word, doc
 
 
 def _parts(sizes: Any, ends: Any) -> Iterator[tuple[int, int, Any]]:
@@ -785,7 +802,7 @@ def _parts(sizes: Any, ends: Any) -> Iterator[tuple[int, int, Any]]:
     while first < len(sizes):
         last = max(first + 1, int(np.searchsorted(ends, begin + TOGETHER)))
         end = int(ends[last - 1])
-        yield begin, end, np.repeat(np.arange(first, last), sizes[first:last])
+        yield begin, end, np.repeat(np.arange(first, last, dtype=np.int32), sizes[first:last])
         first, begin = last, end
 
 
@@ -1227,3 +1244,565 @@ _PERSONAL: tuple[tuple[str, tuple[str, ...], str, Callable[[str], bool]], ...] =
         _is_password,
     ),
 )  # fmt: skip
+
+
+# ══ 5 The audit of a set ══════════════════════════════════════════════════════════════════════════
+
+# Every test counts k of n, and is a finding when the whole interval of that share lies above the
+# limit that project.yaml declares. The figures beside them are for reading.
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One conversation as the audit sees it."""
+
+    id: str
+    file: str
+    pairs: Sequence[tuple[str, str]]
+    metas: Sequence[Mapping[str, Any]] = ()  # of each exchange
+    persona: Mapping[str, Any] = field(default_factory=dict)
+
+    def side(self, at: int) -> str:
+        """All that one side says; 0 is the user's."""
+        return "\n".join(pair[at] for pair in self.pairs)
+
+    @property
+    def style(self) -> str:
+        return str(self.persona.get("communication_style") or "no style")
+
+
+class Place(NamedTuple):
+    """Where something is: the conversation's number, the exchange from 1 (0: all of it), words."""
+
+    talk: int
+    exchange: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One test on one thing: so many of so many, and where."""
+
+    test: str
+    what: str
+    k: int
+    n: int
+    of: str  # what is counted
+    where: Sequence[Place] = ()
+    limit: float | None = None  # where the test makes its own
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What a set is measured with."""
+
+    project: ProjectSettings
+    artefacts: Artefacts
+    interval: Interval
+    told: tuple[Sequence[str], Sequence[str]] = ((), ())  # what each side was told, for echoes
+    shown: Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, str, bool]]] | None = None
+    # of the exchanges: (number, flaw, whether it shows), for the flaws that code can see
+
+
+@dataclass
+class Measured:
+    """All tests of a set, and the figures beside them."""
+
+    tests: list[Figure] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)  # tests that could not be made, and why
+
+
+def measure(talks: Sequence[Talk], ruler: Ruler) -> Measured:
+    """Every test of one set. The same set gives the same figures, in whatever order it comes."""
+    talks = sorted(talks, key=lambda talk: talk.id)
+    found = Measured()
+    found.figures |= {"conversations": len(talks), "replies": sum(len(t.pairs) for t in talks)}
+    for part in (_said_often, _forms, _lengths, _praise, _user_side, _traces, _copied, _private):
+        part(talks, ruler, found)
+    found.figures["scripts"] = _script_mix(talks)
+    return found
+
+
+def _replies(talks: Sequence[Talk]) -> Iterator[Place]:
+    for at, talk in enumerate(talks):
+        yield from (Place(at, n, reply) for n, (_, reply) in enumerate(talk.pairs, 1))
+
+
+def _count(test: str, what: str, of: str, n: int, hits: Iterable[Place]) -> Figure:
+    """A test from its hits, of which the first three conversations are kept."""
+    kept, k = dict[int, Place](), 0
+    for hit in hits:
+        k += 1
+        if len(kept) < SHOWN_IN:
+            kept.setdefault(hit.talk, hit)
+    return Figure(test, what, k, n, of, tuple(kept.values()))
+
+
+def _by_talk(hits: Iterable[Place]) -> list[Place]:
+    """The first hit of each conversation."""
+    first = dict[int, Place]()
+    for hit in hits:
+        first.setdefault(hit.talk, hit)
+    return list(first.values())
+
+
+# ── what is said, and in which form ───────────────────────────────────────────────────────────────
+
+
+def _said_often(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """Phrases, those that the audit finds and those that somebody has listed."""
+    places, limits = list(_replies(talks)), ruler.project.thresholds
+    texts, n = [place.text for place in places], len(places)
+    own = phrases(texts, ruler.interval, limits.phrase_watch)
+    known = {phrase.words for phrase in own}
+    listed = count_phrases(texts, ruler.artefacts.overused_phrases, ruler.interval)
+    listed = [phrase for phrase in listed if " ".join(words_of(phrase.words)) not in known]
+    high = {phrase: test for phrase in (*own, *listed) if (test := _band(phrase.low, limits))}
+    where = _three_talks([phrase.words for phrase in high], places)
+    for phrase, test in high.items():
+        each = where[phrase.words]
+        found.tests.append(Figure(test, f'"{phrase.words}"', phrase.k, n, "replies", each))
+    told = [(phrase.words, phrase.k) for phrase in own[:20]]
+    found.figures["phrases"] = {"most said": told, "listed": {p.words: p.k for p in listed}}
+
+
+def _three_talks(wanted: Sequence[str], places: Sequence[Place]) -> dict[str, list[Place]]:
+    """For each phrase its place in the first conversations that hold it."""
+    found: dict[str, list[Place]] = {words: [] for words in wanted}
+    forms = {words: re.compile(r"[\W_]*".join(map(re.escape, words_of(words))), re.IGNORECASE)
+             for words in wanted}  # fmt: skip
+    open_ = {words: f" {' '.join(words_of(words))} " for words in wanted}
+    for place in places:
+        said = f" {' '.join(words_of(place.text))} " if open_ else ""
+        for words in [each for each, run in open_.items() if run in said]:
+            hits, text = found[words], plain_text(place.text)
+            if place.talk not in {hit.talk for hit in hits}:
+                match = forms[words].search(text)
+                hits.append(place._replace(text=_around(text, match) if match else text))
+            if len(hits) == SHOWN_IN:
+                del open_[words]
+    return found
+
+
+def _band(low: float, limits: Thresholds) -> str:
+    """The strictest phrase test whose limit lies below the interval; phrases that are not surely
+    above the lowest are not findings."""
+    return next((f"phrase_{name}" for name in ("critical", "vary", "watch")
+                 if low > getattr(limits, f"phrase_{name}")), "")  # fmt: skip
+
+
+FORMS: dict[str, str] = {
+    "a header": r"(?m)^ {0,3}#{1,6} \S|^ {0,3}\*\*[^*\n]{2,60}\*\*:?[ \t]*$",
+    "bold words": r"\*\*[^*\n]{1,200}\*\*",
+    "a list": r"(?m)^ {0,6}(?:[-*\u2022]|\d{1,2}[.)]) +\S",
+    "a table or code": r"(?m)^ {0,3}(?:```|\|[^\n]{0,200}\|)",
+    "a question": r"[?\uff1f]",
+    "a question at the end": r"[?\uff1f][\"')\u201d\u300d\s]{0,3}\Z",
+    "an exclamation mark": r"[!\uff01]",
+    "a dash between clauses": r"\S ?\u2014 ?\S| \u2013 | -- ",
+}
+COMMON_FORMS = frozenset(("a question",))  # that a reply asks something is no formula
+FEW_WORDS = 3  # at the beginning and at the end of a reply
+
+
+def _forms(talks: Sequence[Talk], _: Ruler, found: Measured) -> None:
+    """Headers, lists, questions, and how replies begin and end."""
+    places, shapes = list(_replies(talks)), Counter[tuple[str, ...]]()
+    hits: dict[str, list[Place]] = {name: [] for name in FORMS}
+    for place in places:
+        has = tuple(name for name, form in FORMS.items() if _re(form).search(place.text))
+        shapes[has] += 1
+        for name in has:
+            hits[name].append(place)
+    for name in (each for each in FORMS if each not in COMMON_FORMS):
+        made = _count("one_form", f"replies with {name}", "replies", len(places), hits[name])
+        found.tests.append(made)
+    told = {name: _share(len(each), len(places)) for name, each in hits.items()}
+    found.figures["forms"] = {"share": told, "entropy": entropy(shapes)}
+    _edges("one_opening", "begin", slice(FEW_WORDS), places, found)
+    _edges("one_ending", "end", slice(-FEW_WORDS, None), places, found)
+
+
+def _edges(test: str, how: str, cut: slice, places: Sequence[Place], found: Measured) -> None:
+    """The words at one end of the replies."""
+    by = defaultdict[str, list[Place]](list)
+    for place in places:
+        by[_spelt(words_of(place.text)[cut])].append(place)
+    by.pop("", None)
+    most = sorted(by.items(), key=lambda each: (-len(each[1]), each[0]))
+    counts = {words: len(each) for words, each in most}
+    told = {"most": [(words, len(each)) for words, each in most[:5]], "entropy": entropy(counts)}
+    found.figures[f"how replies {how}"] = told
+    for words, each in most[:3]:
+        said = f'replies that {how} with "{words}"'
+        found.tests.append(_count(test, said, "replies", len(places), each))
+
+
+def entropy(counts: Mapping[Any, int]) -> float | None:
+    """How even a distribution is, from 0 (always the same) to 1 (all alike often)."""
+    total, kinds = sum(counts.values()), sum(count > 0 for count in counts.values())
+    if kinds < 2:
+        return 0.0 if total > 1 else None
+    parts = (count / total for count in counts.values() if count)
+    bits = -math.fsum(part * math.log2(part) for part in parts)
+    return round(bits / math.log2(min(kinds, total)), 4)
+
+
+def _share(k: int, n: int) -> float | None:
+    return round(k / n, 4) if n else None
+
+
+# ── lengths, praise, endings ──────────────────────────────────────────────────────────────────────
+
+THIRDS = ("first third", "middle third", "last third")
+
+
+def third_of(exchange: int, of: int) -> str:
+    """Which part of a conversation an exchange is in, counted from 1."""
+    return THIRDS[min(3 * (exchange - 1) // max(of, 1), 2)]
+
+
+def _lengths(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """Words of a reply per word of the message; blank messages have no ratio."""
+    limits, groups = ruler.project.thresholds, defaultdict[str, list[tuple[float, bool]]](list)
+    hits, n, blank = list[Place](), 0, 0
+    for at, talk in enumerate(talks):
+        for number, (user, reply) in enumerate(talk.pairs, 1):
+            asked, said = count_words(user), count_words(reply)
+            long = said > max(limits.reply_floor, limits.reply_ratio_limit * asked)
+            n, blank = n + 1, blank + (not asked)
+            hits += [Place(at, number, f"{said} words after {asked}: {reply}")] if long else []
+            for group in ("all", f"style {talk.style}", third_of(number, len(talk.pairs))):
+                if asked:
+                    groups[group].append((said / asked, long))
+    what = f"replies of more than {limits.reply_ratio_limit:g} times the message's words"
+    worst = sorted(hits, key=lambda hit: -len(hit.text))
+    for test in ("long_replies", "longish_replies"):
+        found.tests.append(_count(test, what, "replies", n, worst))
+    told = {name: _ratios(groups[name]) for name in sorted(groups)}
+    found.figures["reply per word of message"] = told | {"blank messages": blank}
+
+
+def _ratios(known: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    ratios = [ratio for ratio, _ in known]
+    long = _share(sum(long for _, long in known), len(known))
+    mean, middle = round(fmean(ratios), 4), round(median(ratios), 4)
+    return {"of": len(known), "mean": mean, "median": middle, "too long": long}
+
+
+# What praise and a happy end look like. A language that is not here is not measured.
+_PRAISE = {
+    "de": r"(?:gute|tolle|super|hervorragende|ausgezeichnete) (?:frage|idee|arbeit|wahl)"
+    r"|gut gemacht|toll gemacht|das ist (?:toll|gro\u00dfartig|wunderbar|super|beeindruckend)"
+    r"|sehr gut erkannt|ich bewundere",
+    "en": r"(?:great|good|excellent|wonderful|fantastic|amazing|brilliant) (?:question|point|job"
+    r"|work|idea|choice|start|step|progress|insight|thinking|observation)|well done|proud of you"
+    r"|kudos|that(?:'s| is) (?:really |so |very |truly )?(?:great|wonderful|amazing|fantastic"
+    r"|awesome|impressive|brilliant|courageous|brave|insightful)|you(?:'re| are) doing (?:great"
+    r"|well|so well|really well|an? (?:great|good|amazing))"
+    r"|i (?:really |truly )?(?:admire|applaud|commend)",
+    "es": r"(?:buena|excelente|gran) (?:pregunta|idea|elecci\u00f3n|observaci\u00f3n)|bien hecho"
+    r"|buen trabajo|te felicito|(?:eso es|qu\u00e9) (?:genial|maravilloso|fant\u00e1stico)",
+    "fr": r"(?:bonne|excellente|tr\u00e8s bonne) (?:question|id\u00e9e|remarque)|bien jou\u00e9"
+    r"|bravo|bon travail|c'est (?:formidable|g\u00e9nial|super|remarquable|impressionnant)",
+}
+_HAPPY = {
+    "de": r"danke|perfekt|super|klasse|hat geklappt|funktioniert (?:jetzt|wieder)|gel\u00f6st",
+    "en": r"thank(?:s| you)|thx|cheers|perfect|awesome|appreciate (?:it|that|your)|solved|all good"
+    r"|that (?:worked|helps?|helped|did it)|it works|works now|feel (?:so much |much )?better",
+    "es": r"gracias|perfecto|genial|funciona|resuelto|solucionado",
+    "fr": r"merci|parfait|super|g\u00e9nial|\u00e7a marche|r\u00e9solu",
+}
+
+
+def _praise(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """Praise by thirds of the conversation, and how many conversations end happily."""
+    base = ruler.project.language.lower().split("-")[0]
+    if base not in _PRAISE:
+        said = f"no words are known for the language {base}"
+        found.silent |= dict.fromkeys(("praise", "late_praise", "happy_endings"), said)
+        return
+    praise, happy = (_re(rf"(?i)(?<!\w)(?:{words[base]})(?!\w)") for words in (_PRAISE, _HAPPY))
+    hits, all_ = defaultdict[str, list[Place]](list), Counter[str]()
+    for place in _replies(talks):
+        third = third_of(place.exchange, len(talks[place.talk].pairs))
+        all_[third] += 1
+        if match := praise.search(plain_text(place.text)):
+            hits[third].append(place._replace(text=_around(place.text, match)))
+    every = [hit for third in THIRDS for hit in hits[third]]
+    found.tests.append(_count("praise", "replies that praise", "replies", all_.total(), every))
+    early, late = ((len(hits[third]), all_[third]) for third in (THIRDS[0], THIRDS[2]))
+    limit = late_limit(*early, ruler.project.audit.late_praise.limit, ruler.interval)
+    made = _count("late_praise", "replies of the last third that praise", "replies of it", late[1],
+                  hits[THIRDS[2]])  # fmt: skip
+    found.tests.append(replace(made, limit=limit))
+    told: dict[str, Any] = {third: [len(hits[third]), all_[third]] for third in THIRDS}
+    growth = _growth(*early, *late)
+    found.figures["praise"] = told | {"last third per first": growth}
+    ends = [Place(at, len(talk.pairs), talk.pairs[-1][0])
+            for at, talk in enumerate(talks) if talk.pairs]  # fmt: skip
+    glad = [end for end in ends if happy.search(plain_text(end.text))]
+    what = "conversations that end happily"
+    found.tests.append(_count("happy_endings", what, "conversations", len(ends), glad))
+
+
+def late_limit(k: int, n: int, factor: float, interval: Interval) -> float:
+    """Above which share praise has grown: so many times the first third's, and surely more than
+    it; where nobody praised at first, what that may have been by chance."""
+    return round(min(max(factor * k / n if n else 0.0, interval(k, n)[1]), 1.0), 6)
+
+
+def _growth(early: int, of: int, late: int, of_late: int) -> float | None:
+    """How often praise comes late for each time that it comes early; None without any early."""
+    return round((late / of_late) / (early / of), 4) if early and of_late else None
+
+
+def _around(text: str, match: re.Match[str]) -> str:
+    return text[max(match.start() - 30, 0) : match.end() + 60]
+
+
+# ── the simulated people ──────────────────────────────────────────────────────────────────────────
+
+
+def _user_side(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """Whether messages keep their limits, flaws show, and people differ."""
+    wide, n, missed, scheduled = list[Place](), 0, list[Place](), 0
+    for at, talk in enumerate(talks):
+        for number, ((user, _), meta) in enumerate(zip(talk.pairs, talk.metas, strict=False), 1):
+            if least_most := meta.get("range"):
+                words, n = count_words(user), n + 1
+                outside = not least_most[0] <= words <= least_most[1]
+                said = f"{words} words, not {least_most[0]} to {least_most[1]}: {user}"
+                wide += [Place(at, number, said)] if outside else []
+        for number, name, shows in ruler.shown(_exchanges(talk)) if ruler.shown else ():
+            scheduled += 1
+            said = f"{name}: {talk.pairs[number - 1][0]}"
+            missed += [] if shows else [Place(at, number, said)]
+    what = "messages outside the words of their style"
+    found.tests.append(_count("outside_limits", what, "messages with limits", n, wide))
+    what = "flaws that were scheduled and do not show"
+    found.tests.append(_count("flaws_missed", what, "flaws that code can see", scheduled, missed))
+    same = defaultdict[str, list[int]](list)
+    for at, talk in enumerate(talks):
+        if talk.persona:
+            same[persona_key(talk.persona)].append(at)
+    twins = [Place(at, 0, f"the same person as {talks[each[0]].id}")
+             for each in same.values() for at in each[1:]]  # fmt: skip
+    n = sum(map(len, same.values()))
+    found.tests.append(_count("alike_personas", "people who come twice", "conversations", n, twins))
+    found.figures["people"] = {"known": n, "different": len(same)}
+    found.figures["people"] |= {"styles": dict(sorted(Counter(t.style for t in talks).items()))}
+
+
+def _exchanges(talk: Talk) -> list[Mapping[str, Any]]:
+    pairs = zip(talk.pairs, talk.metas, strict=False)
+    return [{"user": user, "assistant": reply, "meta": meta} for (user, reply), meta in pairs]
+
+
+NAMES = frozenset(("id", "name", "schema", "seed", "provenance"))
+
+
+def persona_key(persona: Mapping[str, Any]) -> str:
+    """A person's content, whatever the name and the number."""
+    return canonical_hash({key: value for key, value in persona.items() if key not in NAMES})
+
+
+# ── traces, languages, copies, secrets ────────────────────────────────────────────────────────────
+
+# Which test a kind of the artefact filter belongs to; every other kind is a trace of the machinery.
+_KINDS = {"script": "language", "language": "language", "blank": "broken", "repeat": "broken",
+          "cut_end": "broken"}  # fmt: skip
+_TRACES = {
+    "simulator": "a person who talks like an assistant, or quotes what it was told",
+    "machine": "a reply with a trace of the machinery",
+    "language": "a message in another script or language",
+    "broken": "a message that is blank, cut off, or said before",
+}
+
+
+def _traces(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """The artefact filter once more, on everything: imports and repairs never met it."""
+    inspect = inspector(ruler.artefacts, ruler.project.language)
+    hits, kinds = {test: list[Place]() for test in _TRACES}, Counter[str]()
+    for at, talk in enumerate(talks):
+        earlier: tuple[list[str], list[str]] = ([], [])
+        for number, pair in enumerate(talk.pairs, 1):
+            for side, text in enumerate(pair):
+                name = ("user", "assistant")[side]
+                for said in inspect(name, text, ruler.told[side], earlier[side]):
+                    kind = said.partition(":")[0]
+                    kinds[f"{name}: {kind}"] += 1
+                    test = _KINDS.get(kind, ("simulator", "machine")[side])
+                    hits[test].append(Place(at, number, f"{name}: {said}"))
+                earlier[side].append(text)
+    for test, what in _TRACES.items():
+        made = _count(test, f"conversations with {what}", "conversations", len(talks),
+                      _by_talk(hits[test]))  # fmt: skip
+        found.tests.append(made)
+    found.figures["traces"] = dict(sorted(kinds.items()))
+
+
+LONG_REPLY = 8  # words; shorter replies may come twice
+
+
+def _copied(talks: Sequence[Talk], ruler: Ruler, found: Measured) -> None:
+    """Conversations and replies that are copies of others."""
+    threshold = ruler.project.thresholds.near_duplicate
+    whole = {f"{at:09}": f"{talk.side(0)}\n{talk.side(1)}" for at, talk in enumerate(talks)}
+    pairs, copies = near_duplicates(whole, threshold), dict[int, Place]()
+    for one, other, how in pairs:
+        said = f"{how:.0%} like {talks[int(one)].id}"
+        copies.setdefault(int(other), Place(int(other), 0, said))
+    what = "conversations that are copies of another"
+    found.tests.append(_count("near_duplicates", what, "conversations", len(talks),
+                              copies.values()))  # fmt: skip
+    places = [place for place in _replies(talks) if count_words(place.text) >= LONG_REPLY]
+    said_again, texts = dict[int, str](), {f"{n:09}": place.text for n, place in enumerate(places)}
+    for one, other, _ in near_duplicates(texts, threshold):
+        said_again.setdefault(int(other), talks[places[int(one)].talk].id)
+    hits = [places[n]._replace(text=f"as in {item}: {places[n].text}")
+            for n, item in sorted(said_again.items())]  # fmt: skip
+    what = f"replies of {LONG_REPLY} words or more that were given before"
+    found.tests.append(_count("copied_replies", what, "replies of that length", len(places), hits))
+    found.figures["copies"] = {"pairs of conversations": len(pairs)}
+
+
+def _private(talks: Sequence[Talk], _: Ruler, found: Measured) -> None:
+    """Personal data and secrets, counted by conversation. The report shows none of them."""
+    hits, kinds = {"secrets": list[Place](), "personal_data": list[Place]()}, Counter[str]()
+    for at, talk in enumerate(talks):
+        for number, pair in enumerate(talk.pairs, 1):
+            for side, text in zip(("user", "assistant"), pair, strict=True):
+                for kind in (hit.kind for hit in personal_data(text)):
+                    kinds[kind] += 1
+                    test = "secrets" if kind in SECRETS else "personal_data"
+                    hits[test].append(Place(at, number, f"{side}: {redact(text)}"))
+    for test, places in hits.items():
+        what = f"conversations with {test.replace('_', ' ')}"
+        made = _count(test, what, "conversations", len(talks), _by_talk(places))
+        found.tests.append(made)
+    found.figures["private"] = dict(sorted(kinds.items()))
+
+
+def _script_mix(talks: Sequence[Talk]) -> dict[str, dict[str, int]]:
+    """Letters by script, for each side."""
+    told = {}
+    for side, name in enumerate(("user", "assistant")):
+        signs = Counter[str]()
+        for talk in talks:
+            signs.update(talk.side(side))
+        mix = Counter[str]()
+        for sign, count in signs.items():
+            if sign.isalpha():
+                mix[_script_of(sign)] += count
+        told[name] = dict(sorted(mix.items()))
+    return told
+
+
+@functools.lru_cache(8192)
+def _script_of(sign: str) -> str:
+    return next((name for name in RANGES if _in_scripts((name,)).match(sign)), "other")
+
+
+# ── two sets ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def contamination(
+    talks: Sequence[Talk], others: Sequence[Talk], people: Sequence[Mapping[str, Any]], like: float
+) -> tuple[Figure, dict[str, Any]]:
+    """Conversations of a set that stand in another one too: the same person, or copies of the
+    user's side or of the whole. `people` are the personas of the other set that have not talked."""
+    talks = sorted(talks, key=lambda talk: talk.id)
+    personas = [*people, *(other.persona for other in others if other.persona)]
+    keys = {persona_key(person): str(person.get("id")) for person in personas}
+    keys |= {f"id {person['id']}": str(person["id"]) for person in personas if person.get("id")}
+    scenes = {scenario(person) for person in personas}
+    hits, same_scene = dict[int, Place](), 0
+    for at, talk in enumerate(talks):
+        known = [keys.get(persona_key(talk.persona)), keys.get(f"id {talk.persona.get('id')}")]
+        name = next(filter(None, known), None) if talk.persona else None
+        if name:
+            hits[at] = Place(at, 0, f"the same person as {name}")
+        same_scene += bool(talk.persona) and scenario(talk.persona) in scenes
+    for side, what in ((0, "the user's side of"), (1, "all of")):
+        for at, other, how in _across(talks, others, bool(side), like):
+            said = f"{how:.0%} like {what} {others[other].id}"
+            hits.setdefault(at, Place(at, 0, said))
+    made = _count("contamination", "conversations that stand in the other set too",
+                  "conversations", len(talks), [hits[at] for at in sorted(hits)])  # fmt: skip
+    return made, {"people": len(personas), "conversations": len(others), "same scene": same_scene}
+
+
+def scenario(persona: Mapping[str, Any]) -> str:
+    """What a person comes with: topics, course, flaws. People of two sets may share it."""
+    parts = ("topic_seeds", "trajectory", "flaws", "dimensions", "attributes")
+    return canonical_hash({part: persona.get(part) for part in parts})
+
+
+def _across(
+    talks: Sequence[Talk], others: Sequence[Talk], whole: bool, like: float
+) -> Iterator[tuple[int, int, float]]:
+    """Pairs between two sets that are copies."""
+    sets = (("a", talks), ("b", others)) if others else ()
+    texts = {f"{name}{at:09}": f"{talk.side(0)}\n{talk.side(1)}" if whole else talk.side(0)
+             for name, set_ in sets for at, talk in enumerate(set_)}  # fmt: skip
+    for one, other, how in near_duplicates(texts, like):
+        if one[0] == "a" and other[0] == "b":
+            yield int(one[1:]), int(other[1:]), how
+
+
+# ── the verdict ───────────────────────────────────────────────────────────────────────────────────
+
+SEVERITIES = ("critical", "warning", "info")
+# The tests whose limit is one of the thresholds.
+SHARED_LIMITS = {
+    "phrase_critical": "phrase_critical", "phrase_vary": "phrase_vary",
+    "phrase_watch": "phrase_watch", "long_replies": "long_replies_bad",
+    "longish_replies": "long_replies_good",
+}  # fmt: skip
+
+
+def declared(project: ProjectSettings) -> dict[str, dict[str, Any]]:
+    """Every test with its severity and its limit, as project.yaml says now."""
+    told = {}
+    for name in type(project.audit).model_fields:
+        test = getattr(project.audit, name)
+        shared = SHARED_LIMITS.get(name)
+        limit = getattr(project.thresholds, shared) if shared else test.limit
+        told[name] = {"severity": test.severity, "limit": float(limit)}
+    return told
+
+
+def finding(made: Figure, tests: Mapping[str, Any], interval: Interval) -> dict[str, Any] | None:
+    """A test as a finding; None while its interval reaches down to its limit."""
+    rule = tests[made.test]
+    limit = rule["limit"] if made.limit is None else made.limit
+    low, high = interval(made.k, made.n)
+    if not made.n or low <= limit:
+        return None
+    told = {"test": made.test, "severity": rule["severity"], "what": made.what, "of": made.of}
+    told |= {"k": made.k, "n": made.n, "share": round(made.k / made.n, 6)}
+    return told | {"low": round(low, 6), "high": round(high, 6), "limit": limit}
+
+
+def findings(
+    found: Measured, talks: Sequence[Talk], tests: Mapping[str, Any], interval: Interval
+) -> list[dict[str, Any]]:
+    """The findings of a set, the worst first, each with three places to look at."""
+    talks, made = sorted(talks, key=lambda talk: talk.id), list[dict[str, Any]]()
+    for each in found.tests:
+        told = finding(each, tests, interval)
+        if told:
+            told["examples"] = [_example(talks[place.talk], place) for place in each.where]
+            made.append(told)
+    return sorted(made, key=lambda row: (SEVERITIES.index(row["severity"]), row["test"],
+                                         -row["share"], row["what"]))  # fmt: skip
+
+
+def _example(talk: Talk, place: Place) -> dict[str, Any]:
+    text = " ".join(place.text.split())[:EXAMPLE]
+    return {"id": talk.id, "file": talk.file, "exchange": place.exchange, "text": text}
+
+
+EXAMPLE = 160  # characters

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_skills import checks_design as d
+from finetune_skills.checks_audit import AUDIT_SEEN, check_audit
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
@@ -74,7 +75,7 @@ GATES = {
         Gate("pilot", "generate", ("baseline",), PILOT_SEEN, check_pilot),
         Gate("confirm", "generate", ("pilot",), CONFIRM_SEEN, check_confirm),
         Gate("scale", "generate", ("confirm",)),
-        Gate("audit", "generate", ("scale",)),
+        Gate("audit", "generate", ("scale",), AUDIT_SEEN, check_audit),
         Gate("fixup", "generate", ("audit",)),
         Gate("slice", "generate", ("fixup",)),
         Gate("dataset", "train", ("slice",)),
