@@ -351,6 +351,20 @@ def _draws(exchanges: Sequence[Mapping[str, Any]], known: _Known, alike: bool) -
         earlier.update(said)
 
 
+def flaws_shown(
+    exchanges: Iterable[Mapping[str, Any]], flaws: Mapping[str, Flaw]
+) -> Iterator[tuple[int, str, bool]]:
+    """For each scheduled flaw that code can see: the exchange from 1, its name, if it shows."""
+    eyes = {name: eye for name, flaw in flaws.items() if (eye := observer(name, flaw))}
+    earlier: set[str] = set()
+    for number, exchange in enumerate(exchanges, 1):
+        said = _sentences(exchange["user"])
+        for name in (each for each in exchange["meta"].get("flaws", ()) if each in eyes):
+            sent = Sent(exchange["user"], said, earlier, exchange["meta"].get("range"))
+            yield number, name, eyes[name].sees(sent)
+        earlier.update(said)
+
+
 # ── flaws that code can see ───────────────────────────────────────────────────────────────────────
 
 

@@ -610,6 +610,60 @@ class Thresholds(Section):
     )
 
 
+Severity = Literal["critical", "warning", "info"]
+
+
+class Rated(Section):
+    """A test of the audit whose limit is one of the thresholds."""
+
+    severity: Severity = Field(description="what a finding is: critical, warning or info")
+
+
+class Limited(Rated):
+    """A test of the audit with a limit of its own."""
+
+    limit: Annotated[float, Field(ge=0)] = Field(description="the share above which it is one")
+
+
+def _rated(severity: Severity, what: str) -> Any:
+    return Field(default_factory=lambda: Rated(severity=severity), description=what)
+
+
+def _limited(severity: Severity, limit: float, what: str) -> Any:
+    made = {"severity": severity, "limit": limit}
+    return Field(default_factory=lambda: Limited.model_validate(made), description=what)
+
+
+class Audit(Section):
+    """What the audit tests, and how bad a finding is. A critical one closes the gate."""
+
+    phrase_critical: Rated = _rated("critical", "one phrase above thresholds.phrase_critical")
+    phrase_vary: Rated = _rated("warning", "one phrase above thresholds.phrase_vary")
+    phrase_watch: Rated = _rated("info", "one phrase above thresholds.phrase_watch")
+    long_replies: Rated = _rated("critical", "long replies above thresholds.long_replies_bad")
+    longish_replies: Rated = _rated("warning", "above thresholds.long_replies_good")
+    one_form: Limited = _limited("warning", 0.5, "replies with one form, such as a header")
+    one_opening: Limited = _limited("warning", 0.2, "replies that begin with the same words")
+    one_ending: Limited = _limited("warning", 0.2, "replies that end with the same words")
+    praise: Limited = _limited("warning", 0.3, "replies that praise")
+    late_praise: Limited = _limited("warning", 2.0, "times the first third's share, in the last")
+    happy_endings: Limited = _limited("warning", 0.9, "conversations that end happily")
+    outside_limits: Limited = _limited("warning", 0.2, "messages outside the words of their style")
+    flaws_missed: Limited = _limited("info", 0.5, "scheduled flaws that do not show")
+    alike_personas: Limited = _limited("warning", 0.05, "people who come twice")
+    simulator: Limited = _limited("critical", 0.02, "people who talk like an assistant")
+    machine: Limited = _limited("critical", 0.02, "replies with a trace of the machinery")
+    language: Limited = _limited("critical", 0.02, "messages in another script or language")
+    broken: Limited = _limited("warning", 0.05, "messages that are blank, cut off, or repeated")
+    near_duplicates: Limited = _limited("critical", 0.05, "conversations that are copies")
+    copied_replies: Limited = _limited("warning", 0.1, "replies that were given before")
+    personal_data: Limited = _limited("warning", 0.0, "conversations with personal data")
+    secrets: Limited = _limited("critical", 0.0, "conversations with keys or passwords")
+    contamination: Limited = _limited(
+        "critical", 0.0, "conversations of another set, or its people"
+    )
+
+
 class Judging(Section):
     """How judges are asked, and how their verdicts become one."""
 
@@ -682,6 +736,7 @@ class ProjectSettings(File):
     thresholds: Thresholds = Field(
         default_factory=Thresholds, description="where fine turns to not fine"
     )
+    audit: Audit = Field(default_factory=Audit, description="what the audit of a set tests")
     judging: Judging = Field(default_factory=Judging, description="how judges are asked")
     slicing: Slicing = Field(default_factory=Slicing, description="how transcripts become examples")
     seeds: Seeds = Field(default_factory=Seeds, description="where chance starts")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_skills import checks_design as d
+from finetune_skills.checks_audit import AUDIT_SEEN, check_audit
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
 from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, check_fixup, check_scale
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
@@ -76,7 +77,7 @@ GATES = {
         Gate("pilot", "generate", ("baseline",), PILOT_SEEN, check_pilot),
         Gate("confirm", "generate", ("pilot",), CONFIRM_SEEN, check_confirm),
         Gate("scale", "generate", ("confirm",), SCALE_SEEN, check_scale),
-        Gate("audit", "generate", ("scale",)),
+        Gate("audit", "generate", ("scale",), AUDIT_SEEN, check_audit),
         Gate("fixup", "generate", ("audit",), FIXUP_SEEN, check_fixup),
         Gate("slice", "generate", ("fixup",), SLICE_SEEN, check_slice),
         Gate("dataset", "train", ("slice",)),

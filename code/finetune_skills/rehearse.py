@@ -346,6 +346,8 @@ STEPS: tuple[Step, ...] = (
     Step("audit.py", "scale", audited),
     Step("gate audit", "audit", partial(pass_gate, "audit")),
     Step("fixup.py", "audit", repaired),
+    Step("audit.py, of all that passes", "scale", audited),
+    Step("gate audit, again", "audit", partial(pass_gate, "audit")),
     Step("gate fixup", "fixup", partial(pass_gate, "fixup")),
     Step("slice.py", "fixup", sliced),
     Step("gate slice", "slice", partial(pass_gate, "slice")),
