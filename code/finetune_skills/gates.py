@@ -182,10 +182,12 @@ def refuse_unreadable(root: Path, names: Iterable[str]) -> None:
             raise FinetuneError(f"{file}: is missing. Create it; finetune upgrade knows its start.")
 
 
-def states(root: Path) -> dict[str, State]:
-    """Every gate in order, recomputed; a gate is open only when all that it needs is."""
+def states(root: Path, name: str = "") -> dict[str, State]:
+    """Every gate in order, or one with all that it needs, recomputed; a gate is open only when all
+    that it needs is."""
     rows, found = ledger_rows(root), dict[str, State]()
-    for gate in GATES.values():
+    wanted = upstream(name) if name else set(GATES)
+    for gate in (gate for gate in GATES.values() if gate.name in wanted):
         own = [row for row in rows if row.get("gate") == gate.name]
         blocked = [name for name in gate.needs if found[name].state not in OPEN]
         found[gate.name] = _state(root, gate, own, blocked)
@@ -277,7 +279,7 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
     gate = gate_named(name)
     refuse_unreadable(root, [name])
     set_damage_aside(root)
-    before = states(root)
+    before = states(root, name)
     closed = [need for need in gate.needs if before[need].state not in OPEN]
     versions = {
         name: keep_version(root, name)[:12] for name in gate.keeps if (root / name).exists()
@@ -287,7 +289,7 @@ def pass_gate(root: Path, name: str, by: str = "") -> State:
     checked.findings += [Finding(name, f"needs {n}.", f"Run: finetune gate {n}") for n in closed]
     result = "failed" if checked.findings else "passed"
     record(root, gate, result, by, figures=checked.figures)
-    after = states(root)[name]
+    after = states(root, name)[name]
     after.findings, after.figures = checked.findings or after.findings, checked.figures
     return after
 
@@ -297,7 +299,7 @@ def decide(root: Path, name: str, result: str, by: str, reason: str = "") -> Sta
     gate = gate_named(name)
     refuse_unreadable(root, [name])
     set_damage_aside(root)
-    now = states(root)[name]
+    now = states(root, name)[name]
     if gate.check is None:
         raise FinetuneError(f"gate {name}: its stage is not built yet; there is nothing to decide")
     if result == "approved" and not gate.person:
@@ -307,7 +309,7 @@ def decide(root: Path, name: str, result: str, by: str, reason: str = "") -> Sta
     if not any(looked_at(root, gate).values()):
         raise FinetuneError(f"gate {name}: nothing that it looks at is there yet")
     record(root, gate, result, by, reason=reason, figures=now.figures)
-    return states(root)[name]
+    return states(root, name)[name]
 
 
 def record(root: Path, gate: Gate, result: str, by: str, **more: Any) -> None:

@@ -52,7 +52,8 @@ FATES = ("accepted", "repaired", "truncated", "rejected", "pending")
 VERDICTS, MANIFEST = "data/assessments", "data/processed/passing_transcripts.json"
 TALKS = ("data/raw", "data/batches")
 # By generation, judges and people.
-MADE = (*TALKS, "data/journal", CANDIDATES, VERDICTS, "data/processed", LABELS)
+MADE = (*TALKS, "data/journal", CANDIDATES, VERDICTS, "data/processed", LABELS, "data/repaired",
+        "data/audit")  # fmt: skip
 
 
 class Missed(Exception):
@@ -612,13 +613,18 @@ def bench(done: Rehearsal, place: Path, judge: str = "") -> dict[str, dict[str, 
 
 def run_judges(place: Path, code: int) -> dict[str, dict[str, Any]]:
     """assess.py to its end, with this exit code; and what it left."""
+    ended(place, "assess.py", code)
+    return verdicts(place)
+
+
+def ended(place: Path, name: str, code: int) -> None:
+    """A script to its end, which has to be this one."""
     done = subprocess.run(
-        **_started(place, "assess.py", ()), capture_output=True, timeout=SECONDS, check=False
+        **_started(place, name, ()), capture_output=True, timeout=SECONDS, check=False
     )
     if done.returncode != code:
         last = " / ".join(done.stderr.strip().splitlines()[-3:])
-        raise Missed(f"scripts/assess.py ended with {done.returncode}, not {code}: {last}")
-    return verdicts(place)
+        raise Missed(f"scripts/{name} ended with {done.returncode}, not {code}: {last}")
 
 
 def unproven(judge: str, kind: str, reason: str, done: Rehearsal, place: Path) -> str:
@@ -693,6 +699,40 @@ def stale(done: Rehearsal, place: Path) -> str:
 # ── faults of the set ─────────────────────────────────────────────────────────────────────────────
 
 
+def set_wide(
+    test: str, change: Callable[[str, str, int], str], done: Rehearsal, place: Path
+) -> str:
+    """Change the replies of all that passes: no judge of one conversation minds, the audit does."""
+    place = done.whole(test)
+    for each in json.loads((place / MANIFEST).read_bytes())["transcripts"]:
+        path = place / each["source_file"]
+        talk = json.loads(path.read_bytes())
+        for number, pair in enumerate(talk["exchanges"]):
+            pair["assistant"] = change(pair["user"], pair["assistant"], number)
+        path.write_text(json.dumps(talk), "utf-8")
+    script(place, "assess.py")
+    ended(place, "audit.py", code=1)
+    found = json.loads((place / AUDIT).read_bytes())["findings"]
+    hit = [each for each in found if (each["test"], each["severity"]) == (test, "critical")]
+    state = gates.pass_gate(place, "audit", "rehearsal")
+    if not hit or state.state in gates.OPEN:
+        raise Missed(f"gate audit is {state.state}; {len(found)} findings, none is {test}")
+    return f"{hit[0]['what']}: {hit[0].get('share', 0):.0%}"
+
+
+def overused(_: str, reply: str, number: int) -> str:
+    """The same words in most replies."""
+    return f"{reply} As we say here, water finds its way." if number % 4 else reply
+
+
+def twice_as_long(said: str, reply: str, number: int) -> str:
+    """More words than twice the person's, and no two replies alike."""
+    words = reply.split()
+    while len(words) <= 2.2 * len(said.split()) + 30:
+        words += [f"{word}{len(words)}" for word in ("tap", "hose", "valve", "litre", "lamp")]
+    return " ".join(words) + "."
+
+
 def overlong(done: Rehearsal, place: Path) -> str:
     """With a limit that many conversations pass, no example is over it, and the loss is told."""
     place = done.whole("overlong")
@@ -732,6 +772,8 @@ def doubled(done: Rehearsal, place: Path) -> str:
         twins[row["transcript"]] = talk["id"]
         path.with_name(f"{talk['id']}.json").write_text(json.dumps(talk), "utf-8")
     script(place, "assess.py")
+    why = "to see the split alone"
+    gates.decide(place, "fixup", "waived", "rehearsal, no person", why)
     script(place, "slice.py")
     sides = {
         row["transcript"]: (row["group"], row["split"]) for row in iter_records(place / EXAMPLES)
@@ -835,6 +877,18 @@ FAULTS: tuple[Planted, ...] = (
     Planted("safety NO, high score", "one NO on a gate, all else YES", BENCH, unsafe),
     Planted("injected instruction", "a conversation that orders a YES", BENCH, injected),
     Planted("stale verdict", "a transcript that changed after it passed", BENCH, stale),
+    Planted(
+        "overused phrase",
+        "the same six words in three of four replies",
+        "gate audit",
+        partial(set_wide, "phrase_critical", overused),
+    ),
+    Planted(
+        "replies twice as long",
+        "replies of over twice the words of a message",
+        "gate audit",
+        partial(set_wide, "long_replies", twice_as_long),
+    ),
     Planted("over-long example", "a limit that many pass", "slice.py", overlong),
     Planted("leaking split", "an example on both sides", "gate slice", leaking),
     Planted("near-duplicates", "conversations that come twice", "the lineage split", doubled),
