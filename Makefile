@@ -34,6 +34,7 @@ format: $(VENV)/.installed ## let ruff rewrite what it can
 	$(VENV)/bin/python -m ruff format .
 
 bench: $(VENV)/.installed ## the benchmarks, against a server of our own on this machine
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(VENV)/bin/python benchmarks/run.py
 
 faults: $(VENV)/.installed ## the fault bench: kills, full disks, broken servers

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "code"))
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
 
 Spec = dict[str, Any]
 Figures = dict[str, Any]
@@ -746,6 +746,74 @@ def label_half(review: Any) -> None:
             queue.store.save(row | state["hashes"] | {"criteria": answers}, 0)
 
 
+# == the audit =====================================================================================
+
+
+def run_duplicates(spec: Spec) -> Figures:
+    """Conversations of one subject, one in twenty an edited copy of another; pairs of them."""
+    from conversations import planted
+
+    find = {"ours": our_duplicates, "datasketch": datasketch_duplicates}[spec["how"]]
+    texts, pairs = planted(spec["items"], spec["words"])
+    with Meter() as meter:
+        found = find(texts)
+    figures = {"cpu_s": meter.cpu_s, "rows_per_cpu_s": len(texts) / meter.cpu_s}
+    return figures | {"recall": len(found & pairs) / len(pairs), "false": len(found - pairs)}
+
+
+def our_duplicates(texts: dict[str, str]) -> set[tuple[str, str]]:
+    from curation import near_duplicates
+
+    return {(one, other) for one, other, _ in near_duplicates(texts, 0.8)}
+
+
+def datasketch_duplicates(texts: dict[str, str]) -> set[tuple[str, str]]:
+    """As its documentation does it, on runs of three words; what it finds is not verified."""
+    from datasketch import MinHash, MinHashLSH
+
+    lsh, made = MinHashLSH(threshold=0.65, num_perm=128), {}
+    for item, text in texts.items():
+        words = text.lower().replace(".", " ").split()
+        runs = {" ".join(run).encode() for run in zip(words, words[1:], words[2:], strict=False)}
+        made[item] = MinHash(num_perm=128)
+        made[item].update_batch(runs)
+        lsh.insert(item, made[item])
+    return {(min(item, str(other)), max(item, str(other))) for item, each in made.items()
+            for other in lsh.query(each) if other != item}  # fmt: skip
+
+
+def run_phrases(spec: Spec) -> Figures:
+    """Phrases of 3 to 6 words in a tenth of the replies, and the memory that it takes."""
+    import numpy as np
+
+    from conversations import conversations
+
+    find = {"ours": our_phrases, "sklearn": sklearn_phrases}[spec["how"]]
+    texts = list(conversations(spec["items"], spec["words"]))
+    np.unique(np.arange(9))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Meter() as meter:
+        count = find(texts)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
+    figures = {"cpu_s": meter.cpu_s, "rows_per_cpu_s": len(texts) / meter.cpu_s, "found": count}
+    return figures | {"mb": (peak - before) * unit / 1e6}
+
+
+def our_phrases(texts: list[str]) -> int:
+    from curation import phrases
+    from evidence import wilson
+
+    return len(phrases(texts, wilson))
+
+
+def sklearn_phrases(texts: list[str]) -> int:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(ngram_range=(3, 6), binary=True, min_df=0.1)
+    return int(counter.fit_transform(texts).shape[1])
+
+
 # == import ========================================================================================
 
 
@@ -763,6 +831,8 @@ JOBS: dict[str, Callable[[Spec], Figures]] = {
     "prefixes": run_prefixes,
     "appends": run_appends,
     "review": run_review,
+    "duplicates": run_duplicates,
+    "phrases": run_phrases,
     "import": run_import,
 }
 

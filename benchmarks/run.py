@@ -31,6 +31,7 @@ SERVER = HERE.parent / "tests" / "fakes" / "provider.py"
 JOBS = HERE / "jobs.py"
 
 PACKAGES = ("aiohttp", "openai", "anthropic", "google-genai", "httpx2", "pydantic", "tenacity")
+PACKAGES += ("numpy", "datasketch", "scikit-learn")
 SDKS = ("openai", "anthropic", "google")
 SLOTS = 64
 LATENCY = 0.05
@@ -362,6 +363,45 @@ def bench_review(bench: Bench) -> Iterator[Row]:
     yield Row("review: reading everything at the start: CPU s", start)
 
 
+def bench_audit(bench: Bench) -> Iterator[Row]:
+    """Copies and phrases in a set, beside datasketch and CountVectorizer; what was planted."""
+    known = {"datasketch": version_of("datasketch"), "sklearn": version_of("scikit-learn")}
+    lacking = [name for name, version in known.items() if version == "not installed"]
+    if lacking:
+        raise RunFailed(f"audit: {', '.join(lacking)} missing. Run: pip install -e '.[bench]'")
+    for words in (150, 500):
+        spec = {"job": "duplicates", "items": 5000, "words": words}
+        ours, other = in_pairs(bench, spec, "datasketch", f"copies, {words} words")
+        gain = ratio(ours, other, "rows_per_cpu_s")
+        name = f"copies, texts of {words} words"
+        yield Row(f"{name}: rows per CPU s / datasketch", gain, 3, least=True)
+        yield Row(f"{name}: recall of datasketch", other.median(lambda run: run["recall"]))
+    spec = {"job": "phrases", "items": 5000, "words": 60}
+    ours, other = in_pairs(bench, spec, "sklearn", "phrases, 5,000")
+    gain = ratio(ours, other, "rows_per_cpu_s")
+    yield Row("phrases, 5,000: rows per CPU s / CountVectorizer", gain, 5, least=True)
+    for count in (10_000, 100_000):
+        name = f"copies, {count:,}"
+        spec = {"job": "duplicates", "items": count, "words": 150, "how": "ours"}
+        one = bench.in_turns({name: spec}, times=1)[name]
+        yield Row(f"{name}: recall", one.all[0]["recall"], 0.99, least=True, form="{:.4f}")
+        yield Row(f"{name}: false pairs", one.all[0]["false"], 0, form="{:.0f}")
+        yield Row(f"{name}: rows per CPU s", one.all[0]["rows_per_cpu_s"], form="{:,.0f}")
+    for words, target in ((60, 400), (150, 400)):
+        name = f"phrases, 100,000 of {words} words"
+        spec = {"job": "phrases", "items": 100_000, "words": words, "how": "ours"}
+        one = bench.in_turns({name: spec}, times=1)[name]
+        yield Row(f"{name}: MB beside the texts", one.all[0]["mb"], target, form="{:.0f}")
+        yield Row(f"{name}: rows per CPU s", one.all[0]["rows_per_cpu_s"], form="{:,.0f}")
+
+
+def in_pairs(bench: Bench, spec: Figures, other: str, name: str) -> tuple["Samples", "Samples"]:
+    """The same job, done by us and by another."""
+    hows = {f"{name}, {how}": spec | {"how": how} for how in ("ours", other)}
+    one, two = bench.in_turns(hows).values()
+    return one, two
+
+
 def bench_imports(bench: Bench) -> Iterator[Row]:
     """CPU seconds of `import infrastructure` in a fresh process."""
     spec = {"job": "import", "module": "infrastructure"}
@@ -382,6 +422,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "tokens": bench_tokens,
     "appends": bench_appends,
     "review": bench_review,
+    "audit": bench_audit,
     "imports": bench_imports,
 }
 

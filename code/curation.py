@@ -1801,7 +1801,7 @@ def findings(
 
 
 def _example(talk: Talk, place: Place) -> dict[str, Any]:
-    text = " ".join(place.text.split())[:EXAMPLE]
+    text = " ".join(redact(place.text[: 4 * EXAMPLE]).split())[:EXAMPLE]
     return {"id": talk.id, "file": talk.file, "exchange": place.exchange, "text": text}
 
 

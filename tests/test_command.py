@@ -18,8 +18,8 @@ from children import CODE
 from designs import choose_model, edit
 
 # Those that are built.
-STAGES = {"assess.py", "baseline.py", "generate.py", "import_transcripts.py", "personas.py"}
-STAGES |= {"slice.py"}
+STAGES = {"assess.py", "audit.py", "baseline.py", "fixup.py", "generate.py"}
+STAGES |= {"import_transcripts.py", "personas.py", "slice.py"}
 COMMAND = [sys.executable, "-m", "finetune_skills.cli"]
 
 

@@ -111,7 +111,7 @@ def audit(
     else:
         found.silent["contamination"] = f"there is no {PEOPLE} yet, and no --against"
     findings = curation.findings(found, own, tests, evidence.wilson)
-    against = {PEOPLE: file_hash(ROOT / PEOPLE)} if people else {}
+    against = {PEOPLE: file_hash(ROOT / PEOPLE)} if (ROOT / PEOPLE).is_file() else {}
     return {
         "schema": infrastructure.SCHEMA,
         "set": "all" if options.all else "passing",
@@ -278,6 +278,10 @@ def table(told: Mapping[str, Any]) -> Iterator[str]:
     bad = {row["test"] for row in told["findings"]}
     fine = [name for name in told["thresholds"] if name not in bad | set(told["not measured"])]
     ratio = told["figures"]["reply per word of message"].get("all")
+    listed = told["figures"]["phrases"]["listed"].items()
+    if any(k for _, k in listed):
+        said = ", ".join(f'"{words}" in {k:,}' for words, k in listed if k)
+        yield from ("", *_wrapped("your own list of phrases: ", f"{said} of {replies:,} replies"))
     if ratio:
         yield f"\nreply per word of message: mean {ratio['mean']:.2f}, median {ratio['median']:.2f}"
     yield from ("", *_wrapped("no finding: ", ", ".join(fine) or "in none"))
