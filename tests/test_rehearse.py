@@ -56,7 +56,8 @@ def test_it_exits_0_only_when_all_is_caught_and_within_its_budget(told: dict[str
 def test_the_kept_project_holds_what_was_made_and_nothing_that_was_planted(
     told: dict[str, Any], kept: Path
 ) -> None:
-    assert len(r.talks(kept)) == r.PILOT
+    old = len((kept / r.OLD_CHATS).read_text().splitlines())
+    assert len(r.talks(kept)) == r.PILOT + r.CONFIRM + r.SCALE + old
     assert not (kept / "faulty.py").exists()
     assert "faulty" not in (kept / "config/project.yaml").read_text()
 
