@@ -14,7 +14,7 @@ import pytest
 from designs import designed, edit
 from finetune_skills import checks_pilot, gates, quality
 from finetune_skills import rehearse as r
-from finetune_skills.labels import label_store, load_labels, save_label
+from finetune_skills.labels import Label, label_store, load_labels, save_label
 from judging import Court
 
 LABELS, PROJECT = "data/reviews/labels.jsonl", "config/project.yaml"
@@ -359,3 +359,29 @@ def test_only_a_person_can_open_it(place: Path) -> None:
     gates.pass_gate(place, "confirm", "test")
     with pytest.raises(r.Missed, match="gate confirm"):
         r.script(place, "generate.py", "--count", "40")
+
+
+def test_the_worked_example_comes_out(reviewed: Path) -> None:
+    """Se 78 of 80, Sp 30 of 40, 320 of 400 passed: 75.9 %, 67.1 to 84.1 %."""
+    said, rows = dict[str, Label](), dict[str, dict[str, Any]]()
+
+    def add(count: int, person: str | None, passed: bool) -> None:
+        for _ in range(count):
+            item = f"t{len(rows)}"
+            rows[item] = {"pass": passed, "answers": {}}
+            if person:
+                about = {"id": item, "reviewer": "p", "at": "", "revision": 1, "blind": True}
+                said[item] = Label.of(about | {"verdict": person})
+
+    good, bad, unseen = (78, 2), (10, 30), (232, 48)  # passed, failed
+    for person, counts in (("good", good), ("bad", bad), (None, unseen)):
+        add(counts[0], person, passed=True)
+        add(counts[1], person, passed=False)
+    court = Court.of(reviewed, items=())
+    judge = quality.standing(reviewed, court, quality.People(said), "one", rows, "", needed=True)
+    assert (judge.overall.tpr.counts, judge.overall.tnr.counts) == ((78, 80), (30, 40))
+    assert judge.corrected.rate == pytest.approx(0.7586207)
+    assert judge.corrected.low == pytest.approx(0.671, abs=0.006)
+    assert judge.corrected.high == pytest.approx(0.841, abs=0.006)
+    assert judge.why_not == ""
+    assert (len(judge.false_passes), len(judge.false_fails)) == (10, 2)
