@@ -161,25 +161,16 @@ def with_an_address(exchange: Exchange, number: int) -> None:
         exchange["user"] += " Write to a@example.com."
 
 
-def at_length(exchange: Exchange, _: int) -> None:
-    exchange["assistant"] = " ".join(f"word{n}" for n in range(400))
+def at_length(exchange: Exchange, number: int) -> None:
+    if number > 2:
+        exchange["assistant"] = " ".join(f"word{n}" for n in range(400))
 
 
-@pytest.mark.parametrize(
-    ("change", "test"),
-    [
-        (assistant_in_the_wrong_place, "simulator"),
-        (in_chinese, "language"),
-        (with_a_key, "secrets"),
-        (at_length, "long_replies"),
-    ],
-)
-def test_what_is_planted_is_called_by_its_name(
-    place: Path, change: Callable[[Exchange, int], None], test: str
-) -> None:
-    plant(place, change)
+def test_what_is_planted_is_called_by_its_name_and_no_secret_is_repeated(place: Path) -> None:
+    for change in (assistant_in_the_wrong_place, in_chinese, with_a_key, at_length):
+        plant(place, change)
     told = report(place, code=1)
-    assert test in critical(told)
+    assert critical(told).keys() >= {"simulator", "language", "secrets", "long_replies"}
     assert "abcdefghijklmnop1234" not in json.dumps(told)
 
 
