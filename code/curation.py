@@ -1803,7 +1803,8 @@ def findings(
 
 
 def _example(talk: Talk, place: Place) -> dict[str, Any]:
-    text = " ".join(redact(place.text[: 4 * EXAMPLE]).split())[:EXAMPLE]
+    text = "".join(sign if sign.isprintable() else " " for sign in place.text[: 4 * EXAMPLE])
+    text = " ".join(redact(text).split())[:EXAMPLE]
     return {"id": talk.id, "file": talk.file, "exchange": place.exchange, "text": text}
 
 

@@ -425,6 +425,14 @@ def test_a_language_without_a_word_list_is_not_measured_and_says_so(ruler: Ruler
     assert set(found.silent) == {"praise", "late_praise", "happy_endings"}
 
 
+def test_what_is_shown_has_no_control_signs_and_no_address(ruler: Ruler) -> None:
+    reply = "\x1b[2J\ud800 As an AI, I write to a@example.com."
+    rows, _ = audited([a_talk(n, [("m", reply)] * 3) for n in range(5)], ruler)
+    shown = [each["text"] for row in rows for each in row["examples"]]
+    assert any("As an AI" in text for text in shown)
+    assert all(text.isprintable() and "a@example" not in text for text in shown)
+
+
 def test_headers_in_every_reply_and_always_the_same_ending_are_found(ruler: Ruler) -> None:
     said = iter(conversations(60, 12))
     pairs = [("m", f"## First\n{next(said)}\nLet me know how it goes") for _ in range(60)]
