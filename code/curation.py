@@ -742,9 +742,11 @@ def _frequent(places: tuple[Any, Any, Any], weights: Any, least: int) -> _Found:
     ids, runs = word, [(each,) for each in range(len(weights))]
     halves, found, many = weights, _Found(), len(weights)
     for length in range(1, 2 * MOST):
-        here = np.flatnonzero(next_to[:-1] & (ids[:-1] >= 0) & (ids[1:] >= 0))
-        here = here[halves[ids[here]] + weights[word[here + length]] <= 2 * MOST]
-        keys = _often(ids[here].astype(np.int64) * many + word[here + length], least)
+        here = np.flatnonzero(next_to[:-1] & (ids[:-1] >= 0) & (ids[1:] >= 0)).astype(np.int32)
+        if length > FEWEST:  # shorter ones can't be too long
+            here = here[halves[ids[here]] + weights[word[here + length]] <= 2 * MOST]
+        wide = np.int32 if len(runs) * many < 2**31 else np.int64
+        keys = _often(ids[here].astype(wide) * wide(many) + word[here + length], least)
         here, keys = here[keys >= 0], keys[keys >= 0]
         key, which = np.unique(keys, return_inverse=True)
         k, where = _texts_with(which, doc[here], len(key))
@@ -1801,7 +1803,8 @@ def findings(
 
 
 def _example(talk: Talk, place: Place) -> dict[str, Any]:
-    text = " ".join(redact(place.text[: 4 * EXAMPLE]).split())[:EXAMPLE]
+    text = "".join(sign if sign.isprintable() else " " for sign in place.text[: 4 * EXAMPLE])
+    text = " ".join(redact(text).split())[:EXAMPLE]
     return {"id": talk.id, "file": talk.file, "exchange": place.exchange, "text": text}
 
 

@@ -161,25 +161,16 @@ def with_an_address(exchange: Exchange, number: int) -> None:
         exchange["user"] += " Write to a@example.com."
 
 
-def at_length(exchange: Exchange, _: int) -> None:
-    exchange["assistant"] = " ".join(f"word{n}" for n in range(400))
+def at_length(exchange: Exchange, number: int) -> None:
+    if number > 2:
+        exchange["assistant"] = " ".join(f"word{n}" for n in range(400))
 
 
-@pytest.mark.parametrize(
-    ("change", "test"),
-    [
-        (assistant_in_the_wrong_place, "simulator"),
-        (in_chinese, "language"),
-        (with_a_key, "secrets"),
-        (at_length, "long_replies"),
-    ],
-)
-def test_what_is_planted_is_called_by_its_name(
-    place: Path, change: Callable[[Exchange, int], None], test: str
-) -> None:
-    plant(place, change)
+def test_what_is_planted_is_called_by_its_name_and_no_secret_is_repeated(place: Path) -> None:
+    for change in (assistant_in_the_wrong_place, in_chinese, with_a_key, at_length):
+        plant(place, change)
     told = report(place, code=1)
-    assert test in critical(told)
+    assert critical(told).keys() >= {"simulator", "language", "secrets", "long_replies"}
     assert "abcdefghijklmnop1234" not in json.dumps(told)
 
 
@@ -432,6 +423,14 @@ def test_a_language_without_a_word_list_is_not_measured_and_says_so(ruler: Ruler
     korean = replace(ruler, project=ruler.project.model_copy(update={"language": "ko"}))
     _, found = audited([a_talk(1, [("a", "b")])], korean)
     assert set(found.silent) == {"praise", "late_praise", "happy_endings"}
+
+
+def test_what_is_shown_has_no_control_signs_and_no_address(ruler: Ruler) -> None:
+    reply = "\x1b[2J\ud800 As an AI, I write to a@example.com."
+    rows, _ = audited([a_talk(n, [("m", reply)] * 3) for n in range(5)], ruler)
+    shown = [each["text"] for row in rows for each in row["examples"]]
+    assert any("As an AI" in text for text in shown)
+    assert all(text.isprintable() and "a@example" not in text for text in shown)
 
 
 def test_headers_in_every_reply_and_always_the_same_ending_are_found(ruler: Ruler) -> None:

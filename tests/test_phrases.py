@@ -157,3 +157,13 @@ def test_the_order_of_the_texts_changes_no_figure(texts: list[str], rng: random.
     rng.shuffle(mixed)
     one, other = phrases(texts, wilson), phrases(mixed, wilson)
     assert [(each.words, each.k) for each in one] == [(each.words, each.k) for each in other]
+
+
+@given(TEXTS, st.lists(st.sampled_from(list("vwxyz")), min_size=3, max_size=6), st.integers(2, 6))
+@settings(max_examples=100, deadline=None)
+def test_a_phrase_in_some_of_the_texts_is_found_whole(
+    texts: list[str], planted: list[str], times: int
+) -> None:
+    said = " ".join(planted)
+    found = phrases([*texts, *[f"{n} {said} {n}" for n in range(times)]], wilson)
+    assert any(said in phrase.words and phrase.k == times for phrase in found)

@@ -718,3 +718,12 @@ def test_its_error_is_shown_without_a_traceback(root: Path) -> None:
         done.stderr
         == "config/project.yaml: is missing. Create it, or go to the project's folder.\n"
     )
+
+
+def test_a_test_of_the_audit_has_one_limit_in_one_place(tmp_path: Path) -> None:
+    rated = "phrase_vary: {severity: "
+    found = mistakes(tmp_path, P, starter(P).replace(f"{rated}warning", f"{rated}bad, limit: 1"))
+    assert any(
+        "audit.phrase_vary.severity" in line and "critical, info, warning" in line for line in found
+    )
+    assert any("audit.phrase_vary.limit" in line for line in found)

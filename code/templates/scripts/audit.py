@@ -296,7 +296,7 @@ def _finding(row: Mapping[str, Any]) -> Iterator[str]:
     """A finding with its places; what is only information has one line."""
     share = f"{row['share']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
     if row["severity"] == "info":
-        yield f"INFO      {row['test']}: {share}, {row['what']}"[:80]
+        yield from _wrapped("INFO      ", f"{row['test']}: {share}, {row['what']}")
         return
     yield ""
     yield f"{row['severity'].upper():<9} {row['test']}: {share}, limit {row['limit']:.0%}"
