@@ -13,6 +13,8 @@ import pytest
 from children import CODE, child
 from finetune_skills import rehearse as r
 
+pytestmark = pytest.mark.slow  # a whole rehearsal: about a minute
+
 FAULTS = {fault.name: fault for fault in r.FAULTS}
 
 

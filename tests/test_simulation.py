@@ -335,7 +335,8 @@ def test_a_conversation_is_cut_where_it_stays_spoilt_if_enough_of_it_remains(
     assert (made.fate, made.why) == ("truncated", ("tool_footer: BAD",))
     assert (len(made.transcript["exchanges"]), made.transcript["ended"]) == (11, "error")
     thrown = {"assistant": ["tool_footer: BAD"]}
-    assert made.transcript["cut"] == {"after": 11, "why": ["tool_footer: BAD"], "found": thrown}
+    cut = {"after": 11, "side": "assistant", "why": ["tool_footer: BAD"], "found": thrown}
+    assert made.transcript["cut"] == cut
     assert "BAD" not in str(made.transcript["exchanges"])
 
 

@@ -503,7 +503,7 @@ def test_the_gate_is_a_row_with_figures_and_goes_stale(done: Path) -> None:
 
 
 def test_trial_conversations_are_left_out_unless_asked_for_and_marked(tmp_path: Path) -> None:
-    root = opened(tmp_path / "demo", "taxonomy", "baseline", "rubric")
+    root = opened(tmp_path / "demo", "taxonomy", "prompts", "baseline", "rubric")
     r.script(root, "personas.py", "--count", "40")
     r.script(root, "personas.py", "--count", "8", "--evaluation")
     r.script(root, "generate.py", "--trial")
