@@ -388,7 +388,8 @@ def run_assess(spec: Spec) -> Figures:
         assess = judged_project(root, spec)
         court = judging.Court.of(root)
         tasks = list(assess.todo(court, list(court.sources.values())))
-        options = argparse.Namespace(repeat=0, shard=(1, 1), concurrency=SLOTS, max_usd=None)
+        # More at work than may be in flight: while some wait for an answer, others are looked at.
+        options = argparse.Namespace(repeat=0, shard=(1, 1), concurrency=2 * SLOTS, max_usd=None)
         project = assess.settings.load_project(root)
         reply = {"reasoning": "It is so.", "answer": "YES"}
         reply |= {"evidence": [{"exchange": 1, "quote": OPENING[1]}]}
@@ -422,7 +423,7 @@ def judged_project(root: Path, spec: Spec) -> Any:
     text = path.read_text("utf-8")
     begin, end = text.index("  judges:\n"), text.index("  evaluation_judges:")
     judge = '    - {{model: "local:m", base_url: "{}/v1", label: "{}", concurrency: {}}}'
-    lines = "\n".join(judge.format(spec["url"], name, SLOTS) for name in "abc")
+    lines = "\n".join(judge.format(spec["url"], name, SLOTS // 3) for name in "abc")
     path.write_text(f"{text[:begin]}  judges:\n{lines}\n{text[end:]}", "utf-8")
     folder = root / "data/raw/transcripts/bench"
     folder.mkdir(parents=True)

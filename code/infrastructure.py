@@ -1065,7 +1065,7 @@ class LocalBackend(LLMBackend):
         if call.schema is None or self.structured_mode is not None:
             return await self._ask(call, live.client, self.structured_mode or "text")
         async with live.probe:  # one call finds out what the server understands, the others wait
-            for mode in self.MODES if self.structured_mode is None else (self.structured_mode,):
+            for mode in self.MODES if self.structured_mode is None else ():
                 try:
                     reply = await self._ask(call, live.client, mode)
                 except HttpStatus as exc:
@@ -1074,7 +1074,7 @@ class LocalBackend(LLMBackend):
                 else:
                     self.structured_mode = mode
                     return reply
-        raise AssertionError("unreachable: text mode returns or raises")
+        return await self._ask(call, live.client, self.structured_mode or "text")
 
     async def _ask(self, call: Call, client: Any, mode: str) -> CompletionResult:
         """One request in one mode; below json_schema the schema goes into the last message."""

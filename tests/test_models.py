@@ -19,6 +19,7 @@ from fakes.provider import FakeProvider, Load, Reply, Usage
 from infrastructure import (
     CompletionResult,
     FinetuneError,
+    LocalBackend,
     ModelFailure,
     StopRun,
     fault_of,
@@ -27,6 +28,7 @@ from infrastructure import (
     retry_after,
     run_all,
 )
+from infrastructure import Usage as Used
 
 # google-genai derives from aiohttp's session, which aiohttp discourages on every first call.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class Aiohttp:DeprecationWarning")
@@ -730,3 +732,29 @@ def test_concurrency_bounds_the_calls_however_many_are_asked_for(
 def test_the_path_of_a_base_url_may_end_in_a_slash(fake: FakeProvider) -> None:
     assert ask(model("local", fake, base_url=fake.openai_url + "/")).content == "echo: hello"
     assert json.loads(fake.requests[0].raw)["model"] == "fake-model"
+
+
+def test_calls_that_waited_for_the_first_structured_one_then_go_out_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One call finds out what the server understands; the rest is not sent one by one."""
+    flying: list[int] = [0]
+    most: list[int] = []
+
+    async def ask(self: Any, call: Any, client: Any, mode: str) -> CompletionResult:
+        flying[0] += 1
+        most.append(flying[0])
+        await asyncio.sleep(0.01)
+        flying[0] -= 1
+        return CompletionResult(GOOD, "m", Used(), "stop")
+
+    monkeypatch.setattr(LocalBackend, "_ask", ask)
+    backend = get_backend("local", model="m", base_url="http://127.0.0.1:9/v1")
+
+    async def together() -> None:
+        calls = (backend.complete_structured(f"{n}", Verdict) for n in range(32))
+        await asyncio.gather(*calls)
+
+    asyncio.run(together())
+    assert most[0] == 1
+    assert max(most) == 31
