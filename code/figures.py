@@ -1,6 +1,6 @@
 """What the transcripts of a project hold, in figures. Works alone when copied.
 
-    write_generation_stats(root, evidence.clopper_pearson)   # design/generation_stats.md and .json
+    write_generation_stats(root, evidence.wilson)   # design/generation_stats.md and .json
 
 Counts and lengths, artefacts, flaws scheduled against realised, verdicts, tokens and dollars; equal
 files give equal bytes. Importing it opens nothing.
@@ -28,7 +28,7 @@ from settings import (
     load_taxonomy,
 )
 
-Interval = Callable[[int, int, float], tuple[float, float]]  # evidence.clopper_pearson
+Interval = Callable[[int, int, float], tuple[float, float]]  # such as evidence.wilson
 LEVEL = 0.999  # of the intervals: of a thousand right figures, one lies outside
 # What a file that is not what it should be may raise.
 DAMAGE = (

@@ -384,6 +384,7 @@ def clean(seed: int) -> list[Talk]:
     return [a_talk(n, [(next(said), next(said)) for _ in range(8)]) for n in range(12)]
 
 
+@pytest.mark.slow  # more than ten seconds
 def test_clean_sets_raise_a_critical_flag_in_at_most_one_draw_of_twenty(ruler: Ruler) -> None:
     quiet = replace(ruler, artefacts=Artefacts(schema=1))
     flags = 0

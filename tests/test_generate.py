@@ -448,6 +448,7 @@ def test_a_second_process_is_told_who_is_at_work(place: Path) -> None:
     assert len(r.talks(place)) == 5
 
 
+@pytest.mark.slow  # more than ten seconds
 def test_ctrl_c_drains_within_ten_seconds_and_the_rerun_goes_on(
     place: Path, tmp_path: Path
 ) -> None:

@@ -434,6 +434,7 @@ def lost_lines(before: dict[str, bytes], after: dict[str, bytes]) -> Iterator[st
         yield from (f"{name}: {line!r}" for line in lost if line.strip())
 
 
+@pytest.mark.slow  # more than ten seconds
 def test_in_200_histories_no_line_of_a_person_is_ever_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

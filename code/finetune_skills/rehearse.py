@@ -47,6 +47,7 @@ JOURNAL, CANDIDATES, LOG = "data/journal/generate.jsonl", "data/candidates.jsonl
 OLD_CHATS, REVIEWS = "people/old-chats.jsonl", "people/reviews.jsonl"
 LABELS = "data/reviews"
 AUDIT, EXAMPLES = "data/audit/audit.json", "data/processed/training_data.jsonl"
+TWINS = 8
 LIMIT = 1200  # tokens, which many of the example's conversations pass
 FATES = ("accepted", "repaired", "truncated", "rejected", "pending")
 VERDICTS, MANIFEST = "data/assessments", "data/processed/passing_transcripts.json"
@@ -705,6 +706,10 @@ def set_wide(
 ) -> str:
     """Change the replies of all that passes: no judge of one conversation minds, the audit does."""
     place = done.whole(test)
+    for batch in ("pilot-001", "scale-001", "old-chats"):  # one batch shows it
+        shutil.rmtree(place / "data/raw/transcripts" / batch)
+    shutil.rmtree(place / "data/repaired")
+    script(place, "assess.py")
     for each in json.loads((place / MANIFEST).read_bytes())["transcripts"]:
         path = place / each["source_file"]
         talk = json.loads(path.read_bytes())
@@ -764,7 +769,7 @@ def doubled(done: Rehearsal, place: Path) -> str:
     place = done.whole("doubled")
     rows = list(iter_records(place / EXAMPLES))
     twins = {}
-    for row in (row for row in rows if row["split"] == "train"):
+    for row in [row for row in rows if row["split"] == "train"][:TWINS]:
         path = next(place.glob(f"data/raw/transcripts/*/{row['transcript']}.json"))
         talk = json.loads(path.read_bytes())
         talk["id"] = f"{talk['id']}-again"

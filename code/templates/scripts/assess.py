@@ -221,7 +221,7 @@ def _told(report: RunReport[Task, Row], options: Any) -> tuple[dict[str, Any], i
     court = Court.of(ROOT)
     rows = court.combined()
     judging.write_combined(ROOT, rows)
-    figures.write_generation_stats(ROOT, evidence.clopper_pearson)
+    figures.write_generation_stats(ROOT, evidence.wilson)
     seen = [row for row in rows if options.batch in ("", row["batch"])]
     told = done | outcome(court, seen)
     told |= {"flips": flips(court)} if options.repeat else {}

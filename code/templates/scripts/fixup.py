@@ -291,7 +291,7 @@ def settle(options: Any) -> Row:
     rows = Court.of(ROOT).combined()
     if options.shard == stage.WHOLE:
         judging.write_combined(ROOT, rows)
-        figures.write_generation_stats(ROOT, evidence.clopper_pearson)
+        figures.write_generation_stats(ROOT, evidence.wilson)
     found = judging.fates(ROOT, rows)
     told: Row = {"transcripts": len(found)} | judging.tally(found)
     needed, of = judging.needed_repair(ROOT, rows)

@@ -35,7 +35,7 @@ import infrastructure
 import settings
 import simulation
 import stage
-from evidence import clopper_pearson
+from evidence import wilson
 from infrastructure import FinetuneError, LLMBackend, RunReport, canonical_hash, iter_records
 from personas import persona_fields, persona_sheet
 from simulation import Made, Rules
@@ -85,7 +85,7 @@ def _generate(
         print(f"{persona['id']}: {error}", file=sys.stderr)
     if report.stopped:
         print(report.stopped, file=sys.stderr)
-    figures.write_generation_stats(ROOT, clopper_pearson)
+    figures.write_generation_stats(ROOT, wilson)
     _show(options, _told(batch, report, options))
     return report.exit_code
 

@@ -43,7 +43,7 @@ import figures
 import formats
 import infrastructure
 import stage
-from evidence import clopper_pearson
+from evidence import wilson
 from formats import HALF, LINES, TABLES, WHOLE, Item, Refused, Talk, content_hash, shown, talk_of
 from infrastructure import FinetuneError, canonical_hash, iter_records
 from settings import SettingsError
@@ -260,7 +260,7 @@ def _alone() -> Iterator[None]:
 def _write_stats() -> None:
     """The figures of the project; a config that is not ready costs them, and not the import."""
     try:
-        figures.write_generation_stats(ROOT, clopper_pearson)
+        figures.write_generation_stats(ROOT, wilson)
     except (FinetuneError, SettingsError) as error:
         print(f"design/generation_stats.md: not written:\n{error}", file=sys.stderr)
 
