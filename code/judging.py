@@ -521,7 +521,7 @@ def _usage(replies: Sequence[CompletionResult]) -> Row:
 
 
 def judge_names(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
-    """Each judge by the name that its verdicts are filed under."""
+    """Each judge by the name that its verdicts are filed under; there has to be one."""
     named: dict[str, ModelSpec] = {}
     for spec in specs:
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.label or spec.model).strip("-")[:100]
@@ -529,6 +529,9 @@ def judge_names(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
             said = f"config/project.yaml roles.judges: {spec.label or spec.model!r} makes the file"
             raise FinetuneError(f"{said} name {name!r}, which is taken. Give it another `label`.")
         named[name] = spec
+    if not named:
+        said = "config/project.yaml roles.judges: no judge is chosen"
+        raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
     return named
 
 
@@ -691,9 +694,6 @@ class Court:
         """Everything that is on the disk now, or only these transcripts; repaired ones as they are,
         or as they were made."""
         judges, bench = judge_names(load_project(root).roles.judges), Bench.of(root)
-        if not judges:
-            said = "config/project.yaml roles.judges: no judge is chosen"
-            raise FinetuneError(f'{said}. Write `- model: "kind:MODEL"` there, best two families.')
         identities = {name: identity_of(spec, root) for name, spec in judges.items()}
         sources, damaged = dict[str, Source](), []
         for path in find_sources(root, originals):

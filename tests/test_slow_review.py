@@ -97,6 +97,8 @@ def test_a_reload_loses_nothing(browser: Browser, project: Project) -> None:
         page.until("document.querySelector('#notes').value === 'typed a moment ago'")
         page.until(f"{SAID}.startsWith('YES NO -')")
         wait_for(lambda: labels(project)["t1"].notes == "typed a moment ago")
+        kept = labels(project)["t1"].criteria
+        assert list(kept.values())[:2] == ["YES", "NO"]
 
 
 def test_a_save_that_overtakes_a_reload_is_shown(browser: Browser, project: Project) -> None:

@@ -40,7 +40,7 @@ KINDS = {
     "sample": "random sample",
 }
 BLIND_KINDS = ("batch", "sample")  # the others would give the verdict away
-TODO, DONE, BEGUN, STALE = "to do", "done", "begun", "stale"
+UNREAD, DONE, BEGUN, STALE = "to do", "done", "begun", "stale"
 
 
 class Reason(NamedTuple):
@@ -147,7 +147,7 @@ class Queue:
     def progress(self, entry: Entry, reviewer: str) -> str:
         """To do, begun, done, or stale."""
         found = self._found(entry, reviewer)
-        return found[2] if found else TODO
+        return found[2] if found else UNREAD
 
     def _found(self, entry: Entry, reviewer: str) -> tuple[Row, labels.Label, str] | None:
         """Row, label and progress, worked out once for each row."""

@@ -17,7 +17,7 @@ from finetune_skills.review.queue import (
     DONE,
     KINDS,
     STALE,
-    TODO,
+    UNREAD,
     Item,
     Queue,
     Wanted,
@@ -39,7 +39,7 @@ from finetune_skills.review.text import Span, diff, find_quote, marked, plain, s
 
 PAGE = 50  # lines of the queue at once
 MOST_DIFFED = 25  # changed exchanges shown word by word; more would take too long to compare
-STATES = (TODO, BEGUN, DONE, STALE)
+STATES = (UNREAD, BEGUN, DONE, STALE)
 CONTENT = ("verdict", "criteria", "agreed", "notes", "rubric_misses", "fine")
 EMPTY: Mapping[str, Any] = {
     "verdict": None, "criteria": {}, "agreed": [], "notes": "", "rubric_misses": "", "fine": {},

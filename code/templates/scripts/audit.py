@@ -44,7 +44,7 @@ PEOPLE = "data/personas/evaluation.jsonl"
 PROMPTS = (("user_sim",), ("assistant",))  # what each side was told
 
 # What to do about a finding, so that the table ends in work and not in a figure.
-TODO = {
+REMEDY = {
     "phrase_critical": "forbid the phrase in prompts/assistant.md and generate again, or repair",
     "phrase_vary": "ask for variety in prompts/assistant.md, with examples of other words",
     "phrase_watch": "read the examples; a term of your domain is fine",
@@ -274,7 +274,7 @@ def table(told: Mapping[str, Any]) -> Iterator[str]:
     for test, same in itertools.groupby(rows, key=lambda row: str(row["test"])):
         for row in same:
             yield from _finding(row)
-        yield from _wrapped("  do: ", TODO[test])
+        yield from _wrapped("  do: ", REMEDY[test])
     bad = {row["test"] for row in told["findings"]}
     fine = [name for name in told["thresholds"] if name not in bad | set(told["not measured"])]
     ratio = told["figures"]["reply per word of message"].get("all")

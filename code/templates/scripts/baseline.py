@@ -37,7 +37,7 @@ import sampling
 import settings
 import simulation
 import stage
-from infrastructure import FinetuneError, RunReport, canonical_hash, is_done
+from infrastructure import RunReport, canonical_hash, is_done
 from judging import Bench, Row, Source
 from personas import persona_fields, persona_sheet
 from simulation import Made, Rules
@@ -76,8 +76,6 @@ def main() -> int:
     settings.read_env(ROOT)
     project = settings.load_project(ROOT)
     judges = judging.judge_names(project.roles.judges)
-    if not judges:
-        raise FinetuneError("config/project.yaml roles.judges: no judge is chosen. Name one.")
     people = draw(project, options)
     inputs = {name: infrastructure.selector_hash(ROOT, name) or "" for name in SEEN}
     test = prepare(project, judges, inputs)
