@@ -8,6 +8,7 @@ of our skills, and its launcher is the one of bin/. A check that looked at nothi
 
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -225,7 +226,7 @@ def guide(root: Path, path: Path) -> Iterator[str]:
     lines = len(text.splitlines())
     if lines > GUIDE_LINES:
         yield f"{name}: {lines} lines, at most {GUIDE_LINES}"
-    if lines > LISTED_FROM and "\n## Contents\n" not in text:
+    if lines > LISTED_FROM and text[:3000].count("](#") < 5:
         yield f"{name}: no list of contents"
     for other in sorted(root.glob("skills/*/*.md")):
         if other != path and re.search(rf"\b{re.escape(other.stem)}\b", text):
@@ -424,7 +425,7 @@ def hooks(root: Path, path: Path) -> Iterator[str]:
     for rows in events.values():
         for hook in (hook for row in rows for hook in row["hooks"]):
             file = re.match(r'"\$\{CLAUDE_(?:PLUGIN_ROOT|PROJECT_DIR)\}/([^"]+)"', hook["command"])
-            if not file or not (root / file[1]).stat().st_mode & 0o100:
+            if not file or not os.access(root / file[1], os.X_OK):
                 yield f"{hook['command']} can't be run"
 
 
