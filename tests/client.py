@@ -63,7 +63,7 @@ def played(request: Request, turns: Sequence[Turn]) -> Reply:
     if isinstance(turn, str):
         return streamed([{"type": "text", "text": turn}], "end_turn")
     [(tool, values)] = turn.items()
-    call = {"type": "tool_use", "id": f"toolu_{said}", "name": tool, "input": dict(values)}
+    call = {"type": "tool_use", "id": f"toolu_{said}", "name": tool, "input": values}
     return streamed([call], "tool_use")
 
 
@@ -74,14 +74,19 @@ def bash(*commands: str) -> list[Turn]:
 def streamed(blocks: list[dict[str, Any]], stop: str, tokens: int = 7) -> Reply:
     """A message of Anthropic's as the stream of events that the program asks for."""
     usage = {"input_tokens": 12, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5"}
+    message: dict[str, Any] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-5",
+    }
     message |= {"content": [], "stop_reason": None, "stop_sequence": None}
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": message | {"usage": usage | {"output_tokens": 1}}}
     ]
     for index, block in enumerate(blocks):
         tool = block["type"] == "tool_use"
-        start = block | ({"input": {}} if tool else {"text": ""})
+        start: dict[str, Any] = block | ({"input": {}} if tool else {"text": ""})
         text = {"type": "text_delta", "text": block.get("text", "")}
         made = {"type": "input_json_delta", "partial_json": json.dumps(block.get("input"))}
         events += [{"type": "content_block_start", "index": index, "content_block": start}]
