@@ -287,7 +287,7 @@ def filters(asked: argparse.Namespace) -> list[str]:
 def evaluate(
     cases: Sequence[Case], out: Path, environment: dict[str, str], *words: str
 ) -> list[Run]:
-    """Every run of these cases that the client made; it may stop early, at a price or a wrong key."""
+    """The runs of these cases that the client made; a price or a wrong key may stop it."""
     make_projects()
     result, names = out / "result.json", {each.name for each in cases}
     command = [client(), "plugin", "eval", str(ROOT), "--json", str(result), "--output-dir"]
