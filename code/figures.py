@@ -454,12 +454,14 @@ def _template_hash(root: Path) -> str:
 
 
 def _frozen(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
-    """The frozen batches by id, and the files among them that cannot be read."""
+    """The frozen batches by id, and the files among them that cannot be read. One that was drawn
+    from imports holds no transcript of its own."""
     found, damaged = {}, []
     for path in sorted((root / "data/batches").glob("*.json")):
         try:
             batch = dict(json.loads(path.read_bytes()))
-            found[str(batch["id"])] = batch | {"ids": list(batch["ids"])}
+            if not batch.get("drawn_from"):
+                found[str(batch["id"])] = batch | {"ids": list(batch["ids"])}
         except DAMAGE as error:
             name = path.relative_to(root).as_posix()
             damaged.append({"file": name, "why": type(error).__name__})

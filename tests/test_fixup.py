@@ -358,6 +358,21 @@ def test_scale_needs_all_of_it_made_judged_and_a_sample_read(place: Path) -> Non
     assert "0 transcripts made at scale were read by a person, 3 are needed" in said
 
 
+def test_before_anything_is_made_at_scale_a_trial_counts_and_is_called_one(place: Path) -> None:
+    batch = {"id": "trial-001", "kind": "trial", "trial": True, "ids": ["a"], "inputs": {}}
+    (place / "data/batches").mkdir(parents=True, exist_ok=True)
+    (place / "data/batches/trial-001.json").write_text(json.dumps(batch))
+    talk(place, "a", {})
+    assert run(place, "assess.py").returncode == 0
+    found = gates.run_check(place, gates.GATES["scale"])
+    assert found.figures["made"] == "a trial only: nothing of it ships"
+    assert "0 transcripts made at scale were read by a person, 1 are needed" in told(place, "scale")
+    scale = {"id": "scale-001", "kind": "scale", "ids": ["b"], "inputs": {}}
+    (place / "data/batches/scale-001.json").write_text(json.dumps(scale))
+    assert "b is not made yet" in told(place, "scale")
+    assert "made" not in gates.run_check(place, gates.GATES["scale"]).figures
+
+
 def test_a_rate_outside_of_what_was_confirmed_is_drift(place: Path) -> None:
     for kind, bad in (("confirm", 0), ("scale", 14)):
         ids = [f"{kind}{n:02}" for n in range(20)]

@@ -260,6 +260,37 @@ def test_a_second_run_takes_only_what_is_new_and_changes_nothing(
     assert (told(root, folder)["batch"], len(transcripts(root))) == ("import-002", 2)
 
 
+def test_where_nothing_was_generated_five_and_twenty_others_are_drawn_for_people(
+    root: Path, tmp_path: Path
+) -> None:
+    assert run(root, forty(tmp_path / "in")).returncode == 1
+    batches = {path.stem: json.loads(path.read_bytes())
+               for path in (root / "data/batches").glob("*.json")}  # fmt: skip
+    five, twenty = (set(batches[name]["ids"]) for name in ("pilot-000", "confirm-000"))
+    assert (len(five), len(twenty), len(five | twenty)) == (5, 20, 25)
+    assert five | twenty <= set(batches["import-001"]["ids"])
+    assert batches["pilot-000"]["drawn_from"] == ["import-001"]
+    assert "pilot-000" not in (root / "design/generation_stats.md").read_text()
+    before = (root / "data/batches/pilot-000.json").read_bytes()
+    assert told(root, write(tmp_path / "more", z__json=chat("u:new", "a:one")))["imported"] == 1
+    assert (root / "data/batches/pilot-000.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("reason", ["fewer than 25", "a pilot was generated"])
+def test_nothing_is_drawn_from_few_or_beside_a_pilot(
+    root: Path, tmp_path: Path, reason: str
+) -> None:
+    if reason == "fewer than 25":
+        folder = write(tmp_path / "in", a__json=chat("u:new", "a:one"))
+    else:
+        folder = forty(tmp_path / "in")
+        pilot = {"schema": 1, "id": "pilot-001", "kind": "pilot", "ids": [], "inputs": {}}
+        write(root / "data/batches", **{"pilot-001__json": json.dumps(pilot)})
+    run(root, folder)
+    assert not list((root / "data/batches").glob("*-000.json"))
+    assert (root / "data/batches/import-001.json").exists()
+
+
 def test_a_frozen_name_takes_nothing_more(root: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "in", a__json=chat("u:hi", "a:ho"))
     assert run(root, folder, "--name", "beta").returncode == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_skills.checks_pilot import batches, load_court, outdated, stale_now
+from finetune_skills.checks_pilot import Batch, batches, load_court, outdated, stale_now
 from finetune_skills.findings import Checked, Finding
 from infrastructure import FinetuneError
 
@@ -46,8 +46,10 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 def check_scale(root: Path) -> Checked:
     """Everything that was asked for is made and judged, it passes as often as what was confirmed,
-    and a person has read a sample of it."""
-    checked, all_ = Checked(), batches(root, "scale")
+    and a person has read a sample of it. Before anything is made at scale, that is a trial, or what
+    was imported."""
+    checked = Checked()
+    all_ = batches(root, "scale") or batches(root, "trial") or _imports(root)
     court = load_court(root, checked, None)
     if court is None or not all_:
         todo = "Run: python scripts/generate.py --count N"
@@ -57,11 +59,26 @@ def check_scale(root: Path) -> Checked:
     rows = {row["id"]: row for row in court.combined()}
     ids = [item for batch in all_ for item in batch["ids"]]
     checked.items = len(ids)
+    checked.figures |= _kind(all_[-1])
     checked.findings += outdated(root, all_[-1], "generate.py --count N")
     checked.findings += list(_open(root, ids, rows))[:20]
-    checked.findings += _drift(root, checked, ids, rows)
+    if all_[-1]["kind"] != "import":
+        checked.findings += _drift(root, checked, ids, rows)
     checked.findings += _spot_checks(root, checked, set(ids), court)
     return checked
+
+
+def _imports(root: Path) -> list[Batch]:
+    """What was imported, where nothing at all was generated."""
+    found = batches(root, "import")
+    made = (each for each in batches(root) if each not in found)
+    return [] if any(not each.get("drawn_from") for each in made) else found
+
+
+def _kind(batch: Batch) -> dict[str, str]:
+    """What the figures are of, where it is not what they usually are."""
+    said = {"trial": "a trial only: nothing of it ships", "import": "imported: no rate is promised"}
+    return {"made": said[batch["kind"]]} if batch["kind"] in said else {}
 
 
 def _open(root: Path, ids: list[str], rows: Rows) -> Iterator[Finding]:

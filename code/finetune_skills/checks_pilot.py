@@ -17,6 +17,7 @@ from finetune_skills.findings import Checked, Finding
 from infrastructure import FinetuneError, selector_hash
 
 if TYPE_CHECKING:
+    from evidence import Corrected
     from finetune_skills.labels import Label
     from finetune_skills.quality import Standing
     from judging import Court
@@ -179,11 +180,15 @@ def check_confirm(root: Path) -> Checked:
     standings = quality.standings(root, court, said)
     own = [rows.get(item, {"pass": False}) for item in last["ids"]]  # a rejected one has failed
     passed = sum(row["pass"] is True for row in own)
-    checked.figures |= {"batch": last["id"], "attempt": len(all_), "labels": len(said.labels)}
+    drawn = {"drawn from": ", ".join(last["drawn_from"])} if last.get("drawn_from") else {}
+    attempt = len([each for each in all_ if not each.get("drawn_from")])
+    checked.figures |= {"batch": last["id"], "attempt": attempt, "labels": len(said.labels)} | drawn
     unfit = [each for each in standings if each.why_not]
     checked.findings += [Finding(each.name, f"{each.why_not}.", JUDGES) for each in unfit]
-    if not unfit:
-        checked.findings += decide(checked, passed, len(own), standings[-1], len(all_))
+    if not unfit and drawn:  # nobody made them on purpose: judges filter, and no rate is promised
+        checked.figures |= rate_of(passed, len(own), standings[-1])
+    elif not unfit:
+        checked.findings += decide(checked, passed, len(own), standings[-1], attempt)
     return checked
 
 
@@ -191,23 +196,35 @@ def decide(
     checked: Checked, passed: int, n: int, together: Standing, attempt: int
 ) -> Iterator[Finding]:
     """The rule, on the rate that people would give."""
-    from evidence import passes_needed, rogan_gladen
+    from evidence import passes_needed
 
-    tpr, tnr = together.overall.tpr.counts, together.overall.tnr.counts
     needed = passes_needed(n, CLAIM, attempt=attempt)
-    checked.figures |= {"passed": f"{passed} of {n}, as judged", "needed": f"{needed} of {n}"}
-    found = rogan_gladen(passed, n, tpr, tnr)
-    rate = found.rate or 0.0
-    span = f"{found.low or 0:.0%} to {found.high or 0:.0%}"
-    checked.figures["corrected"] = f"{rate:.0%} ({span})"
+    checked.figures |= rate_of(passed, n, together) | {"needed": f"{needed} of {n}"}
+    rate = corrected(passed, n, together).rate or 0.0
     if needed is None or rate * n + 1e-9 < needed:
         said = f"{rate:.0%} of {n} pass, corrected; {needed} are needed to claim over {CLAIM:.0%}."
         yield Finding("confirm", said, "Back to five: read, revise, then confirm afresh.")
 
 
+def rate_of(passed: int, n: int, together: Standing) -> dict[str, str]:
+    """As judged, and as people would judge."""
+    found = corrected(passed, n, together)
+    span = f"{found.low or 0:.0%} to {found.high or 0:.0%}"
+    told = {"passed": f"{passed} of {n}, as judged"}
+    return told | {"corrected": f"{found.rate or 0.0:.0%} ({span})"}
+
+
+def corrected(passed: int, n: int, together: Standing) -> Corrected:
+    from evidence import rogan_gladen
+
+    overall = together.overall
+    return rogan_gladen(passed, n, overall.tpr.counts, overall.tnr.counts)
+
+
 def _not_fresh(root: Path, batch: Batch) -> Iterator[Finding]:
     """Nobody in it was in another batch, whose conversations the prompts were written on."""
     others = [each for each in batches(root) if each["id"] != batch["id"]]
+    others = [each for each in others if not (batch.get("drawn_from") and each["kind"] == "import")]
     known = {item: each["id"] for each in others for item in each["ids"]}
     for item in batch["ids"]:
         if item in known:

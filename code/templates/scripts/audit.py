@@ -64,7 +64,7 @@ REMEDY = {
     "language": "another model, or config/artefacts.yaml if such letters belong to your domain",
     "broken": "higher max_tokens, another model; or a repair",
     "near_duplicates": "more varied personas; keep one of each pair",
-    "copied_replies": "another assistant model or a higher temperature",
+    "copied_replies": "another assistant model, or personas that differ more",
     "personal_data": "read them; python scripts/audit.py --redact takes out what has a form",
     "secrets": "python scripts/audit.py --redact, and change every key that is real",
     "contamination": "leave these out, or draw evaluation personas with another seed",

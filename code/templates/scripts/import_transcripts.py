@@ -18,7 +18,8 @@ Ids    the record's own where it is valid and free, else file, place and hash of
        from the same file is refused. Run it again at any time: it goes on where it stopped.
 
 Transcripts stand in data/raw/transcripts/<name>/, and data/batches/<name>.json freezes the batch:
-what comes later needs a new name. No gate is needed.
+what comes later needs a new name. No gate is needed. Where no pilot was generated, and 25 or more are
+there, five are drawn for the gate `pilot` and twenty others for `confirm`, and frozen as well.
 Exit 0: all taken. 1: some refused. 2: nothing to read, or a name that is taken. 3: disk.
 """
 
@@ -53,6 +54,8 @@ FORMATS = ("auto", "ours", "sharegpt", "openai", "csv")
 VALID_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
 TAKEN = re.compile(r"(pilot|confirm|trial|scale)-", re.IGNORECASE)  # batches of generate.py
 
+DRAWN = {"confirm": 20, "pilot": 5}  # what people read of an import; the one that is there last
+
 Transcript = dict[str, Any]
 
 
@@ -85,6 +88,7 @@ def main() -> int:
             _import_file(run, path, file, options.format)
         if not run.dry:
             finish(run.name)
+            draw()
             _write_stats()
     _show(run, len(files), options.json)
     return 1 if run.refused else 0
@@ -229,6 +233,24 @@ def finish(name: str) -> None:
     batch = head | {"id": name, "kind": "import", "trial": trial, "ids": list(hashes), "inputs": {}}
     batch |= {"transcripts": hashes}
     infrastructure.atomic_write(frozen, json.dumps(batch, indent=1) + "\n", 0o644)
+
+
+def draw() -> None:
+    """Where nothing was generated: what a person learns from and what they decide on, drawn by key
+    from all that was imported, and frozen."""
+    folder = ROOT / "data/batches"
+    found = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    mine = {item: each for each in found if each["kind"] == "import" for item in each["ids"]}
+    ids = sorted(mine, key=lambda item: (infrastructure.rng("imports", item).random(), item))
+    if any(each["kind"] == "pilot" for each in found) or len(ids) < sum(DRAWN.values()):
+        return
+    for kind, count in DRAWN.items():
+        own, ids = ids[:count], ids[count:]
+        batch = {"schema": infrastructure.SCHEMA, "id": f"{kind}-000", "kind": kind}
+        batch |= {"drawn_from": sorted({mine[item]["id"] for item in own}), "inputs": {}}
+        batch |= {"trial": any(mine[item]["trial"] for item in own), "ids": sorted(own)}
+        path = folder / f"{batch['id']}.json"
+        infrastructure.atomic_write(path, json.dumps(batch, indent=1) + "\n", 0o644)
 
 
 def _folder(name: str) -> Path:

@@ -24,8 +24,8 @@ OLDEST = (3, 11)
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 LEVELS = 4
 SELF = os.path.realpath(__file__)
-WITHOUT_LOCK = dict.fromkeys("click jinja2 numpy pydantic pyyaml rich scipy starlette".split(), "")
-WITHOUT_LOCK |= {"tenacity": "", "uvicorn": ""}
+PARTS = ["click", "jinja2", "numpy", "pydantic", "pyyaml", "rich", "scipy", "starlette"]
+WITHOUT_LOCK = dict.fromkeys([*PARTS, "tenacity", "uvicorn"], "")
 NOT_OURS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__")
 # Options of pip that would install somewhere else.
 NOT_PIPS = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_DRY_RUN")
