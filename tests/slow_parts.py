@@ -1,16 +1,18 @@
 """What the slow tests can use, and why a part is missing.
 
-    python tests/slow_parts.py llamacpp transformers claude tiktoken
+    python tests/slow_parts.py llamacpp transformers claude claude-new tiktoken
 
 installs parts (the Makefile calls it with .venv-slow's python). A part that can't be had leaves
 its reason in .cache/slow-parts, and each test that calls `require(part)` skips with that reason.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -40,10 +42,19 @@ def module(*names: str) -> Callable[[], bool]:
     return lambda: all(find_spec(name) is not None for name in names)
 
 
-def claude_runs() -> bool:
+def client(part: str) -> str:
+    """The program of one of the two clients, "false" where it is not there. The newer one is a
+    native binary, because npm gives an older Node an older client."""
+    if part == "claude-new":
+        own = CACHE / f"claude-new/node_modules/@anthropic-ai/{NATIVE}/claude"
+        return str(own) if own.is_file() else "false"
+    path = f"{CACHE / 'npm/node_modules/.bin'}{os.pathsep}{PATH}"
+    return shutil.which("claude", path=path) or "false"
+
+
+def client_runs(part: str) -> bool:
     """Present means that it starts: npm can install it without its native binary."""
-    program = shutil.which("claude", path=f"{CACHE / 'npm/node_modules/.bin'}{os.pathsep}{PATH}")
-    command = [program or "false", "--version"]
+    command = [client(part), "--version"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -57,7 +68,13 @@ WHEEL = ["wheel", "--no-deps", "--find-links", str(WHEELS), "--wheel-dir", str(W
 TORCH = ["install", "--quiet", "-c", "constraints-cpu.txt", "torch", "transformers>=5,<6"]
 CONVERT = [sys.executable, "tests/tiktoken_vocabulary.py"]
 VOCABULARY = [str(CACHE / "npm/node_modules/tiktoken"), str(CACHE / "tiktoken")]
-NPM = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(CACHE / "npm")]
+MACHINE = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+NATIVE = f"claude-code-{sys.platform}-{MACHINE}"
+CLIENT_NEW = "2.1.329"  # the evals were proven with it; it has `claude plugin eval`
+NPM_FLAGS = ["npm", "install", "--no-fund", "--no-audit", "--prefix"]
+NPM = [*NPM_FLAGS, str(CACHE / "npm")]
+OLD = [*NPM, "@anthropic-ai/claude-code"]
+NEW = [*NPM_FLAGS, str(CACHE / "claude-new"), f"@anthropic-ai/{NATIVE}@{CLIENT_NEW}"]
 
 PARTS = {
     "llamacpp": Part(
@@ -66,7 +83,8 @@ PARTS = {
         minutes=20,
     ),
     "transformers": Part(module("torch", "transformers"), [[*PIP, *TORCH]], minutes=12),
-    "claude": Part(claude_runs, [[*NPM, "@anthropic-ai/claude-code"]], minutes=5),
+    "claude": Part(partial(client_runs, "claude"), [OLD], minutes=5),
+    "claude-new": Part(partial(client_runs, "claude-new"), [NEW], minutes=10),
     "tiktoken": Part(vocabulary_at_hand, [[*NPM, "tiktoken"], [*CONVERT, *VOCABULARY]], minutes=5),
 }
 

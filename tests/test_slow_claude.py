@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from pydantic import BaseModel
 
 import slow_parts
 from calls import KEY, ask
+from client import asked, streamed
 from fakes import provider as fakes
-from fakes.provider import FakeProvider, Reply, Request
+from fakes.provider import FakeProvider
 from infrastructure import StopRun, get_backend
 
 pytestmark = pytest.mark.slow
@@ -56,38 +56,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def model(fake: FakeProvider, **options: Any) -> Any:
-    program = shutil.which("claude", path=f"{slow_parts.CACHE / 'npm/node_modules/.bin'}")
-    own = {"executable": program or "claude", "base_url": fake.url, "api_key": KEY}
+    own = {"executable": slow_parts.client("claude"), "base_url": fake.url, "api_key": KEY}
     return get_backend("claude:claude-sonnet-5", **own, **{"timeout": 60.0, "tries": 2, **options})
-
-
-def streamed(blocks: list[dict[str, Any]], stop: str, tokens: int = 7) -> Reply:
-    """A message of Anthropic's as the stream of events that the program asks for."""
-    usage = {"input_tokens": 12, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5"}
-    message |= {"content": [], "stop_reason": None, "stop_sequence": None}
-    events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": message | {"usage": usage | {"output_tokens": 1}}}
-    ]
-    for index, block in enumerate(blocks):
-        tool = block["type"] == "tool_use"
-        start = block | ({"input": {}} if tool else {"text": ""})
-        text = {"type": "text_delta", "text": block.get("text", "")}
-        made = {"type": "input_json_delta", "partial_json": json.dumps(block.get("input"))}
-        events += [{"type": "content_block_start", "index": index, "content_block": start}]
-        events += [{"type": "content_block_delta", "index": index, "delta": made if tool else text}]
-        events += [{"type": "content_block_stop", "index": index}]
-    ended = {"stop_reason": stop, "stop_sequence": None}
-    events += [
-        {"type": "message_delta", "delta": ended, "usage": usage | {"output_tokens": tokens}}
-    ]
-    lines = (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
-    body = "".join([*lines, 'event: message_stop\ndata: {"type": "message_stop"}\n\n'])
-    return Reply(body=body.encode(), headers={"content-type": "text/event-stream"})
-
-
-def asked(fake: FakeProvider) -> list[Request]:
-    return [request for request in fake.requests if request.method == "POST"]
 
 
 def test_the_answer_comes_back_with_its_usage_from_one_request(

@@ -5,29 +5,25 @@ model asks for shell commands. What counts is what ran on the disk, and what the
 """
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import client
 import slow_parts
-from calls import KEY
-from fakes.provider import FakeProvider, Reply, Request
+from client import asked, results, started
+from fakes.provider import FakeProvider
 from finetune_skills import gates, stages
 from test_command import at_a_terminal, finetune
 from test_hook import program
-from test_slow_claude import asked, streamed
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 GATE = stages.REQUIRES["train.py"]
-Session = Callable[..., list[dict[str, Any]]]
+Session = Callable[..., list[client.Event]]
 
 
 @pytest.fixture
@@ -54,61 +50,11 @@ def session(tmp_path: Path, fake: FakeProvider) -> Session:
     for name in ("python", "python3"):
         program(tmp_path / f"bin/{name}", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
 
-    def run(folder: Path, *commands: str, plugin: bool = True) -> list[dict[str, Any]]:
-        fake.respond = lambda request: turn(request, commands)
-        program_ = shutil.which("claude", path=str(slow_parts.CACHE / "npm/node_modules/.bin"))
-        words = ["-p", "go", "--output-format", "stream-json", "--verbose"]
-        words += ["--include-hook-events", "--permission-mode", "bypassPermissions"]
-        words += ["--plugin-dir", str(ROOT)] if plugin else []
-        done = subprocess.run(
-            [program_ or shutil.which("claude") or "claude", *words], cwd=folder,
-            env=environment(tmp_path, fake), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        return [json.loads(line) for line in done.stdout.splitlines()]
+    def run(folder: Path, *commands: str, plugin: bool = True) -> list[client.Event]:
+        words = ["--plugin-dir", str(ROOT)] if plugin else []
+        return client.start(folder, tmp_path, fake, client.bash(*commands), *words)
 
     return run
-
-
-def environment(home: Path, fake: FakeProvider) -> dict[str, str]:
-    """A home of its own, no network but the fake; nothing of this machine's settings."""
-    (home / "tmp").mkdir(exist_ok=True)
-    names = ["DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "IS_SANDBOX"]
-    quiet = dict.fromkeys([*names, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"], "1")
-    own = {"HOME": f"{home}/home", "CLAUDE_CONFIG_DIR": f"{home}/home/.claude"}
-    own |= {"TMPDIR": f"{home}/tmp", "CLAUDE_CODE_TMPDIR": f"{home}/tmp", "TERM": "dumb"}
-    own |= {"PATH": f"{home}/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"}
-    own |= {"XDG_CACHE_HOME": f"{home}/home/.cache", "ANTHROPIC_API_KEY": KEY}
-    return own | quiet | {"ANTHROPIC_BASE_URL": fake.url}
-
-
-def turn(request: Request, commands: tuple[str, ...]) -> Reply:
-    """The next command as a tool call; after the last one, and for side questions, a word."""
-    said = len(tool_results(request))
-    if said >= len(commands) or not request.body.get("tools"):
-        return streamed([{"type": "text", "text": "done"}], "end_turn")
-    call = {"type": "tool_use", "id": f"toolu_{said}", "name": "Bash"}
-    call |= {"input": {"command": commands[said], "description": "as asked"}}
-    return streamed([call], "tool_use")
-
-
-def results(fake: FakeProvider) -> list[tuple[bool, str]]:
-    """Of the last request: for each tool call whether it failed, and what the model reads."""
-    blocks = tool_results(asked(fake)[-1])
-    return [(bool(block.get("is_error")), json.dumps(block["content"])) for block in blocks]
-
-
-def tool_results(request: Request) -> list[dict[str, Any]]:
-    contents = [message["content"] for message in request.body.get("messages", [])]
-    blocks = [block for content in contents if isinstance(content, list) for block in content]
-    return [block for block in blocks if block["type"] == "tool_result"]
-
-
-def started(events: list[dict[str, Any]]) -> str:
-    """What hooks of a session's start have put out."""
-    of = [event for event in events if event.get("hook_event") == "SessionStart"]
-    return "".join(str(event.get("stdout") or "") for event in of)
 
 
 def open_gate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

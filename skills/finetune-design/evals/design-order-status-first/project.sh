@@ -1,0 +1,2 @@
+# The project of this case; `python tests/evals.py` makes it.
+cp -R "$(dirname "$0")/../../../../.cache/evals/design/." .
