@@ -1,4 +1,4 @@
-"""The README's ten minutes with one local server, each command as it stands there, on a fake one."""
+"""The README's ten minutes with one local server, each command as it stands there, on a fake."""
 
 import json
 import re
@@ -35,10 +35,8 @@ def reply_to(request: Request, number: int) -> str:
     if wanted is None:
         return f"{SAID} at {number} o'clock. Which light do you see below the sink?"
     fields = wanted["json_schema"]["schema"]["properties"]
-    evidence = [{"exchange": 1, "quote": SAID}]
-    return json.dumps(dict.fromkeys(
-        fields, {"reasoning": "It is there.", "evidence": evidence, "answer": "YES"}
-    ))  # fmt: skip
+    answer = {"reasoning": "It is there.", "evidence": [{"exchange": 1, "quote": SAID}]}
+    return json.dumps({name: answer | {"answer": "YES"} for name in fields})
 
 
 def run(root: Path, line: str) -> "subprocess.CompletedProcess[str]":
