@@ -251,6 +251,23 @@ def test_killed_and_run_again_gives_the_same_fates_and_pays_nothing_twice(
     assert paid[0] <= paid[1] + 4
 
 
+def test_a_crash_between_the_file_and_its_line_is_caught_up_once(place: Path) -> None:
+    many(place)
+    fixed(place)
+    before = fates(place, Court.of(place).combined())
+    lines = (place / CANDIDATES).read_bytes().splitlines(keepends=True)
+    assert any(b'"fate":"truncated"' in line for line in lines)
+    lost = [line for line in lines if b'"repaired"' not in line and b'"truncated"' not in line]
+    (place / CANDIDATES).write_bytes(b"".join(lost))
+    assert fates(place, Court.of(place).combined()) != before
+    counts = set()
+    for _ in range(2):
+        assert run(place, "fixup.py").returncode == 0
+        assert fates(place, Court.of(place).combined()) == before
+        counts.add(len((place / CANDIDATES).read_bytes().splitlines()))
+    assert len(counts) == 1
+
+
 def test_parts_do_what_one_run_does(place: Path, tmp_path: Path) -> None:
     many(place)
     assert run(place, "assess.py").returncode == 0

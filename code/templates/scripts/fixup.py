@@ -89,6 +89,8 @@ def main() -> int:
         infrastructure.require_gate(GATE, ROOT)
     settings.read_env(ROOT)
     project, court = settings.load_project(ROOT), Court.of(ROOT)
+    if not options.dry_run:
+        catch_up(court, options)
     works = [each for each in failing(court) if stage.in_shard(each.source.id, options.shard)]
     if options.dry_run:
         plans = {each.source.id: each.plan for each in works}
@@ -243,9 +245,32 @@ def keep(work: Work, made: Fixed) -> Row:
     if made.fate != "rejected":
         text = simulation.text_of(repaired(work, made))
         infrastructure.atomic_write(ROOT / f"data/repaired/{work.source.id}.json", text, 0o644)
-    event = {"schema": infrastructure.SCHEMA, "id": work.source.id, "event": "fixup"}
-    event |= {"fate": made.fate, "why": made.why, "batch": work.source.batch}
-    return event | {"parent_hash": work.source.hash, "transcript_hash": new}
+    return _event(work.source, made.fate, made.why, work.source.hash, new)
+
+
+def _event(source: Source, fate: str, why: Sequence[str], parent: str, new: str) -> Row:
+    event = {"schema": infrastructure.SCHEMA, "id": source.id, "event": "fixup"}
+    event |= {"fate": fate, "why": list(why), "batch": source.batch}
+    return event | {"parent_hash": parent, "transcript_hash": new}
+
+
+def catch_up(court: Court, options: Any) -> None:
+    """The lines of candidates that a crash has cost, after the file and before its line."""
+    told = {(event["id"], event.get("transcript_hash")) for event in judging.events(ROOT)}
+    rows = []
+    for source in (each for each in court.sources.values() if _is_repaired(each)):
+        about = json.loads((ROOT / source.file).read_bytes()).get("repaired_from") or {}
+        made = (
+            about.get("how") in ("repaired", "truncated") and (source.id, source.hash) not in told
+        )
+        if made and stage.in_shard(source.id, options.shard):
+            why, parent = about["why"], about["transcript_hash"]
+            rows.append(_event(source, about["how"], why, parent, source.hash))
+    with infrastructure.Appender(
+        ROOT / f"data/candidates{stage.suffix(options.shard)}.jsonl"
+    ) as candidates:
+        for row in rows:
+            candidates.append(row)
 
 
 def repaired(work: Work, made: Fixed) -> Row:
