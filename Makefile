@@ -9,10 +9,13 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$p" && break; done)
 
-.PHONY: help test test-slow llama-cpp slow-parts lint format bench faults coverage clean clean-all
+.PHONY: help rehearse test test-slow llama-cpp slow-parts lint format bench faults coverage clean clean-all
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "make %-11s %s\n", $$1, $$2 }'
+
+rehearse: $(VENV)/.installed ## the example through every stage on simulated models, with planted faults
+	$(VENV)/bin/finetune rehearse
 
 test: $(VENV)/.installed ## the fast suite: no torch, no network, no key
 	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile -m "$(FAST)"

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-import skills
 from skills import ROOT, World, check, world_of
 
 LESSONS = ("DS", "MS", "TG", "RG", "PG", "GS", "GG", "AG")
@@ -124,11 +123,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a price": (add("About $ 5 an hour.", RUBRIC), "a price, or a variable"),
     "a variable of one client": (add("`${CLAUDE_SKILL_DIR}/x.py`"), "a variable that"),
     "a model's id": (add("Use gpt-4o-mini.", RUBRIC), "names the model gpt-4o-mini"),
-    "a guide that needs another": (add("See persona-guide.", RUBRIC), "depends on persona-guide.md"),
+    "a guide that needs another": (add("See persona-guide.", RUBRIC), "depends on persona"),
     "a long guide": (add("line\n" * 200, RUBRIC), "lines, at most 300"),
     "a guide without contents": (drop(r"\(#[^)]+\)", RUBRIC), "no list of contents"),
     "too many words": (add("word " * 900), "at most 250 and 1800"),
-    "a missing slot": (edit("- **Read.** [rubric-guide.md]", "- [rubric-guide.md]"), "has the slots"),
+    "a missing slot": (edit("- **Read.** [rubric-", "- [rubric-"), "has the slots"),
     "a step without its gate": (edit("`finetune gate rubric`", "look at it"), "names no gate"),
     "a missing step": (edit("### 4. Rubric", "### Rubric"), "steps are numbered"),
     "another first command": (edit("finetune status\n```", "finetune doctor\n```"), "the first"),

@@ -193,3 +193,102 @@ def test_every_file_that_the_skills_name_is_there_afterwards(walker: Walker) -> 
     missing = [name for name in sorted(named) if not (walker.root / name).exists()]
     assert len(named) > 15
     assert missing == []
+
+
+# ── every other document ──────────────────────────────────────────────────────────────────────────
+
+HELP = (
+    "rehearse",
+    "review",
+    "approve",
+    "waive",
+    "install",
+    "init",
+)  # tried elsewhere: here, --help
+VALUES = PLACEHOLDERS | {"DIR": "new", "DATE": "2026-11-01", "KIND=USD_PER_HOUR": "L4=1"}
+VALUES |= {"NAME": "model", "PATH...": PLACEHOLDERS["PATH"]}
+# Lines of fences that are no command of ours: of the shell, run as they are, or run elsewhere.
+ELSEWHERE = re.compile(r"git clone |make |cd |python3 -m venv |\.venv/bin/pip ")
+MARK = "not run here: "
+
+
+def printed() -> list[tuple[str, ...]]:
+    """Each command of ours that any document prints, once."""
+    files = sorted({path for pattern in skills.DOCUMENTS for path in ROOT.glob(pattern)})
+    found = {each.words for path in files for each in skills.commands(ROOT, path)}
+    return sorted(words for words in found if len(words) > 1)
+
+
+def harmless(words: tuple[str, ...], world: skills.World) -> list[str]:
+    """The same command with values in place of names, and nothing written where it can be said."""
+    program, what, *rest = (VALUES.get(word, word) for word in words)
+    if what == "scripts/import_transcripts.py" and not rest:  # named in a sentence
+        return [what, "--help"]
+    if program == "finetune":
+        said = [what, "--help"] if what in HELP else [what, *rest]
+        return said + (["--dry-run"] if what == "upgrade" and "--dry-run" not in rest else [])
+    dry = "--dry-run" in world.scripts[what.removeprefix("scripts/")] and "--dry-run" not in rest
+    return [what, *rest, *(["--dry-run"] if dry else [])]
+
+
+def test_every_command_of_every_document_runs_in_a_finished_project(
+    walker: Walker, tmp_path: Path
+) -> None:
+    root, world = tmp_path / "desk", skills.world_of(ROOT)
+    shutil.copytree(walker.root, root, symlinks=True)
+    furnished(root, walker.program("finetune-design", ("python",)))
+    commands, wrong = printed(), []
+    for words in commands:
+        line = harmless(words, world)
+        start = walker.program("finetune-design", (words[0],))
+        done = subprocess.run(
+            [*start, *line], cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            timeout=120, check=False,
+        )  # fmt: skip
+        if done.returncode not in (0, 1) or "Traceback" in done.stderr:
+            wrong.append(f"{' '.join(words)}: {done.returncode} {done.stderr.strip()[-300:]}")
+    assert len(commands) > 60
+    assert wrong == []
+
+
+def furnished(root: Path, python: list[str]) -> None:
+    """What the documents take as given: more people, files of chats, an imported batch."""
+    for file in ("chats.jsonl", "planted/chats.jsonl"):
+        rows = map(json.loads, (root / PLACEHOLDERS["PATH"]).read_text("utf-8").splitlines())
+        more = [row | {"id": f"{file[0]}-{row['id']}"} for row in rows]
+        for row in more:
+            row["messages"][0]["content"] += f" ({file})"
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_text("".join(f"{json.dumps(row)}\n" for row in more), "utf-8")
+    for words in (["personas.py", "--count", "500"],
+                  ["import_transcripts.py", "planted", "--name", "planted"]):  # fmt: skip
+        command = [*python, f"scripts/{words[0]}", *words[1:]]
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+
+def test_every_other_line_of_a_fence_runs_or_says_why_it_was_not_run(
+    walker: Walker, tmp_path: Path
+) -> None:
+    root = tmp_path / "desk"
+    shutil.copytree(walker.root, root, symlinks=True)
+    lines = list(other_lines())
+    assert len(lines) > 5
+    for where, line, before in lines:
+        if ELSEWHERE.match(line) or MARK in before:
+            continue
+        done = subprocess.run(["bash", "-c", line], cwd=root, capture_output=True, text=True)
+        assert done.returncode in (0, 1), f"{where}: {done.stderr}"
+        assert done.stderr == "", where
+
+
+def other_lines() -> Iterator[tuple[str, str, str]]:
+    """File, line and the text around it, for each line of a fence that is no command of ours."""
+    for path in sorted({path for pattern in skills.DOCUMENTS for path in ROOT.glob(pattern)}):
+        text = path.read_text("utf-8")
+        ours = {each.line for each in skills.commands(ROOT, path) if each.fenced}
+        for match in skills.FENCE.finditer(text):
+            first = text[: match.start(3)].count("\n") + 1
+            before = text[max(0, match.start() - 300) : match.end() + 300]
+            for number, line in enumerate(match[3].splitlines(), first):
+                if not match[2] and line.strip() and number not in ours:
+                    yield path.name, line.strip(), before

@@ -188,8 +188,8 @@ def _breaks(persona: Mapping[str, str], rule: Any) -> bool:
 
 # Words by which a question asks for a size. Models can't count, so code has to.
 COUNTING = re.compile(
-    r"\b(word count|how (many|long)|number of|too (long|short)|length|ratio|proportion"
-    r"|percent(age)?|twice as)\b|\d ?%",
+    r"\b(word count|(?<!for )how (many|long)|number of|too (long|short)|(longer|shorter) than|length"
+    r"|ratio|proportion|percent(age)?|twice as)\b|\d ?%",
     re.IGNORECASE,
 )
 

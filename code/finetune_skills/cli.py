@@ -448,6 +448,8 @@ def call_roles(root: Path) -> dict[str, str]:
             said[name] = f"answers ({spec}, {reply.usage.output_tokens} tokens)"
         except FinetuneError as error:
             said[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - a function of the project may raise anything
+            said[name] = f"{spec}: raised {type(error).__name__}: {error}"
     return said
 
 

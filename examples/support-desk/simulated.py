@@ -10,6 +10,7 @@ scope, so a run can be repeated byte for byte. What they make is marked `"simula
     assistant: {model: "python:simulated:assistant"}
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +19,18 @@ from typing import Any
 from infrastructure import count_words, rng
 
 Messages = Sequence[dict[str, str]]
+
+
+def greeted(model: Callable[..., str]) -> Callable[..., str]:
+    """The same model, which also answers a mere greeting, as `finetune doctor --live` sends it."""
+
+    @functools.wraps(model)
+    def reply(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
+        greeting = len(messages) == 1 and len(messages[0]["content"]) < 50
+        return "ready" if greeting else model(messages, schema=schema, scope=scope)
+
+    return reply
+
 
 # What people say about each part of a topic: (the problem, details, what comes of a proposal).
 PROBLEMS: dict[str, tuple[str, ...]] = {
@@ -273,6 +286,7 @@ TOO_LONG = re.compile(r"in at most (\d+) words")
 # ── the person ────────────────────────────────────────────────────────────────────────────────────
 
 
+@greeted
 def user(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """The person's next message, from what the prompt says of them and asks for now."""
     chance = rng("user", scope)
@@ -529,21 +543,25 @@ def _shortened(text: str, most: int) -> str:
     return " ".join(kept) or text
 
 
+@greeted
 def assistant(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """Writes the training replies: good, and not perfect."""
     return _assistant(0.92, messages, scope)
 
 
+@greeted
 def base(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """The untuned model with the short prompt."""
     return _assistant(0.45, messages, scope)
 
 
+@greeted
 def base_prompted(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """The untuned model with the long prompt."""
     return _assistant(0.65, messages, scope)
 
 
+@greeted
 def tuned(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """What training is hoped to give."""
     return _assistant(0.88, messages, scope)
@@ -560,16 +578,19 @@ Seen = tuple[str, list[int]]  # answer, and the exchanges to quote, from 0
 MOST_PLACES = 5
 
 
+@greeted
 def judge_strict(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """Sees nearly everything that is wrong, and little that is not."""
     return _judge("strict", messages, schema, scope)
 
 
+@greeted
 def judge_mild(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """Overlooks one fault in eight."""
     return _judge("mild", messages, schema, scope)
 
 
+@greeted
 def judge_other(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """Judges base and tuned model; stands for a judge of another family."""
     return _judge("other", messages, schema, scope)
@@ -709,6 +730,7 @@ MEASURES: dict[str, Callable[[Talk, int], bool | None]] = {
 # ── repairs ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@greeted
 def repair(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     """Takes stock phrases and padding out of a reply; what has nothing else can't be mended."""
     told = messages[-1]["content"]

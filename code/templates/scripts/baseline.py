@@ -301,9 +301,15 @@ def planned(people: Sequence[Persona], judges: Mapping[str, Any]) -> dict[str, A
 
 
 def _show(options: argparse.Namespace, told: Mapping[str, Any]) -> int:
-    lines = "\n".join(f"{name:<24}{value}" for name, value in told.items())
+    lines = "\n".join(f"{name:<24}{_plain(value)}" for name, value in told.items())
     print(json.dumps(told, indent=1) if options.json else lines)
     return 0
+
+
+def _plain(value: Any) -> str:
+    """A share in percent, a list without its brackets."""
+    text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{value:.0%}" if isinstance(value, float) else text
 
 
 def _options() -> argparse.Namespace:
