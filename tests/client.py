@@ -18,6 +18,8 @@ from fakes.provider import FakeProvider, Reply, Request
 Turn = str | Mapping[str, Any]
 Event = dict[str, Any]
 QUIET = ("DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "IS_SANDBOX")
+QUIET += ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "OPENCODE_DISABLE_AUTOUPDATE")
+QUIET += ("OPENCODE_DISABLE_MODELS_FETCH", "OPENCODE_DISABLE_DEFAULT_PLUGINS")
 STREAM = ("--output-format", "stream-json", "--verbose", "--include-hook-events")
 
 
@@ -45,7 +47,7 @@ def run(
 def environment(home: Path, url: str) -> dict[str, str]:
     """A home of its own, no network but the fake; nothing of this machine's settings."""
     (home / "tmp").mkdir(exist_ok=True, parents=True)
-    quiet = dict.fromkeys([*QUIET, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"], "1")
+    quiet = dict.fromkeys(QUIET, "1")
     own = {"HOME": f"{home}/home", "CLAUDE_CONFIG_DIR": f"{home}/home/.claude"}
     own |= {"TMPDIR": f"{home}/tmp", "CLAUDE_CODE_TMPDIR": f"{home}/tmp", "TERM": "dumb"}
     own |= {"PATH": f"{home}/bin:{os.environ['PATH']}", "LANG": "C.UTF-8"}

@@ -318,9 +318,8 @@ def read(told: dict[str, Any]) -> Iterator[Run]:
 def report_proof(cases: Sequence[Case], asked: argparse.Namespace) -> int:
     findings = prove(cases, asked.jobs, *filters(asked))
     graders = sum(len(each.graders) for each in cases)
-    print("\n".join(findings))
-    print(f"evals: {len(cases)} cases, {graders} graders, each seen passing and failing; "
-          f"{len(findings)} findings")  # fmt: skip
+    said = f"{len(findings)} findings" if findings else "each seen passing and failing"
+    print("\n".join([*findings, f"evals: {len(cases)} cases, {graders} graders; {said}"]))
     return 1 if findings else 0
 
 

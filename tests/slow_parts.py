@@ -1,6 +1,6 @@
 """What the slow tests can use, and why a part is missing.
 
-    python tests/slow_parts.py llamacpp transformers claude claude-new tiktoken
+    python tests/slow_parts.py llamacpp transformers claude claude-new opencode tiktoken
 
 installs parts (the Makefile calls it with .venv-slow's python). A part that can't be had leaves
 its reason in .cache/slow-parts, and each test that calls `require(part)` skips with that reason.
@@ -43,13 +43,13 @@ def module(*names: str) -> Callable[[], bool]:
 
 
 def client(part: str) -> str:
-    """The program of one of the two clients, "false" where it is not there. The newer one is a
-    native binary, because npm gives an older Node an older client."""
+    """The program of a coding agent, "false" where it is not there. The newer claude is a native
+    binary, because npm gives an older Node an older client."""
     if part == "claude-new":
         own = CACHE / f"claude-new/node_modules/@anthropic-ai/{NATIVE}/claude"
         return str(own) if own.is_file() else "false"
     path = f"{CACHE / 'npm/node_modules/.bin'}{os.pathsep}{PATH}"
-    return shutil.which("claude", path=path) or "false"
+    return shutil.which(part, path=path) or "false"
 
 
 def client_runs(part: str) -> bool:
@@ -74,6 +74,7 @@ CLIENT_NEW = "2.1.329"  # the evals were proven with it; it has `claude plugin e
 NPM_FLAGS = ["npm", "install", "--no-fund", "--no-audit", "--prefix"]
 NPM = [*NPM_FLAGS, str(CACHE / "npm")]
 OLD = [*NPM, "@anthropic-ai/claude-code"]
+OPENCODE = "opencode-ai@1.18.33"
 NEW = [*NPM_FLAGS, str(CACHE / "claude-new"), f"@anthropic-ai/{NATIVE}@{CLIENT_NEW}"]
 
 PARTS = {
@@ -85,6 +86,7 @@ PARTS = {
     "transformers": Part(module("torch", "transformers"), [[*PIP, *TORCH]], minutes=12),
     "claude": Part(partial(client_runs, "claude"), [OLD], minutes=5),
     "claude-new": Part(partial(client_runs, "claude-new"), [NEW], minutes=10),
+    "opencode": Part(partial(client_runs, "opencode"), [[*NPM, OPENCODE]], minutes=10),
     "tiktoken": Part(vocabulary_at_hand, [[*NPM, "tiktoken"], [*CONVERT, *VOCABULARY]], minutes=5),
 }
 

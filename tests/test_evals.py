@@ -1,6 +1,7 @@
 """The evals of the skills: enough of each kind, no price from nowhere, no error that passes."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,23 @@ def test_a_grader_that_could_not_look_proves_nothing() -> None:
     assert len(list(judged([PRESSURE], "violating", blind))) == 1
     assert len(list(judged([PRESSURE], "violating", runs(PRESSURE, False, error="exit 1")))) == 1
     assert len(list(judged([PRESSURE], "violating", []))) == 1
+
+
+STATUS = next(case for case in CASES if case.name == "design-order-status-first")
+
+
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [
+        ("finetune status\n", True),
+        ("#!/bin/sh\nset -e\ncd demo\n\nfinetune status --json\n", True),
+        ('python3 "/a b/scripts/finetune.py" status\n', True),
+        ('F=/a/scripts/finetune.py\npython3 "$F" status\n', True),
+        ("# finetune status\npython scripts/baseline.py\n", False),
+        ("python scripts/baseline.py\nfinetune status\n", False),
+        ("finetune gate baseline\nfinetune status\n", False),
+    ],
+)
+def test_the_status_comes_first_however_the_command_is_started(script: str, first: bool) -> None:
+    [grader] = [each for each in STATUS.spec["graders"] if each["name"] == "asks-status-first"]
+    assert bool(re.search(grader["pattern"], script)) is first

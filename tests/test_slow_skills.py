@@ -259,6 +259,28 @@ def test_a_missing_hook_is_noticed(
         assert_gated(here)
 
 
+# ── another client ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("agent", ["agents", "claude"])
+def test_opencode_finds_both_skills_where_our_command_put_them(
+    agent: str, tmp_path: Path, fake: FakeProvider
+) -> None:
+    slow_parts.require("opencode")
+    folder = tmp_path / "work"
+    subprocess.run(["git", "init", "--quiet", folder], check=True)  # else it searches from /
+    assert finetune(folder, "install", "--project", "--agent", agent).returncode == 0
+    command = [slow_parts.client("opencode"), "debug", "skill"]
+    told = client.run(command, folder, tmp_path / "home", fake.url)
+    found = {each["name"]: each for each in json.loads(told.stdout) if each["name"] in SKILLS}
+    assert sorted(found) == sorted(SKILLS)
+    for skill, each in found.items():
+        own = ROOT / f"skills/{skill}/SKILL.md"
+        assert each["location"] == str(folder / f".{agent}/skills/{skill}/SKILL.md")
+        assert each["description"] == yaml.safe_load(parts(own)[0])["description"]
+        assert each["content"].strip() == parts(own)[1].strip()
+
+
 # ── the evals ─────────────────────────────────────────────────────────────────────────────────────
 
 
