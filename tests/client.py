@@ -17,7 +17,12 @@ from fakes.provider import FakeProvider, Reply, Request
 
 Turn = str | Mapping[str, Any]
 Event = dict[str, Any]
-QUIET = ("DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "IS_SANDBOX")
+QUIET: tuple[str, ...] = (
+    "DISABLE_AUTOUPDATER",
+    "DISABLE_TELEMETRY",
+    "DISABLE_ERROR_REPORTING",
+    "IS_SANDBOX",
+)
 QUIET += ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "OPENCODE_DISABLE_AUTOUPDATE")
 QUIET += ("OPENCODE_DISABLE_MODELS_FETCH", "OPENCODE_DISABLE_DEFAULT_PLUGINS")
 STREAM = ("--output-format", "stream-json", "--verbose", "--include-hook-events")
@@ -88,10 +93,10 @@ def streamed(blocks: list[dict[str, Any]], stop: str, tokens: int = 7) -> Reply:
     ]
     for index, block in enumerate(blocks):
         tool = block["type"] == "tool_use"
-        start: dict[str, Any] = block | ({"input": {}} if tool else {"text": ""})
+        empty: dict[str, Any] = {"input": {}} if tool else {"text": ""}
         text = {"type": "text_delta", "text": block.get("text", "")}
         made = {"type": "input_json_delta", "partial_json": json.dumps(block.get("input"))}
-        events += [{"type": "content_block_start", "index": index, "content_block": start}]
+        events += [{"type": "content_block_start", "index": index, "content_block": block | empty}]
         events += [{"type": "content_block_delta", "index": index, "delta": made if tool else text}]
         events += [{"type": "content_block_stop", "index": index}]
     ended = {"stop_reason": stop, "stop_sequence": None}
