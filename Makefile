@@ -56,7 +56,7 @@ llama-cpp: $(SLOW)/.installed ## llama-cpp-python for the slow tests
 	$(SLOW)/bin/python tests/slow_parts.py llamacpp
 
 slow-parts: $(SLOW)/.installed ## everything else that the slow tests can use
-	$(SLOW)/bin/python tests/slow_parts.py transformers claude claude-new opencode tiktoken
+	$(SLOW)/bin/python tests/slow_parts.py transformers claude claude-new tiktoken
 
 clean: ## remove what tests and builds left behind
 	rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -405,6 +405,7 @@ def packaging(root: Path, world: World) -> list[str]:
     plugin = json.loads((root / ".claude-plugin/plugin.json").read_text("utf-8"))
     found = [f".claude-plugin/plugin.json: version {plugin.get('version')}, not {world.version}"]
     found = found if plugin.get("version") != world.version else []
+    found += icon_faults(root / ".claude-plugin/icon.png")
     skills = {path.parent.name for path in root.glob("skills/*/SKILL.md")}
     for name in sorted(skills):
         link = root / ".claude/skills" / name
@@ -415,6 +416,14 @@ def packaging(root: Path, world: World) -> list[str]:
     for file in ("hooks/hooks.json", ".claude/settings.json"):
         found += [f"{file}: {said}" for said in hooks(root, root / file)]
     return found
+
+
+def icon_faults(path: Path) -> list[str]:
+    """A square PNG of the size that the client's catalogue takes."""
+    head = path.read_bytes()[:24] if path.is_file() else b""
+    wide, high = (int.from_bytes(head[at : at + 4]) for at in (16, 20))
+    fine = head.startswith(b"\x89PNG") and wide == high and 512 <= wide <= 2048
+    return [] if fine else [".claude-plugin/icon.png: is no square PNG of 512 to 2048 pixels"]
 
 
 def hooks(root: Path, path: Path) -> Iterator[str]:

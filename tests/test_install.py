@@ -104,6 +104,7 @@ def test_the_repository_itself_can_be_installed_and_removed(place: Path) -> None
     install(ROOT, place)
     kernel = (target(place) / KERNEL).read_bytes()
     assert kernel == (ROOT / KERNEL).read_bytes()
+    assert not [name for name in tree(place) if "/evals/" in name]
     uninstall(place)
     assert list(tree(place)) == ["mine.txt"]
 

@@ -118,6 +118,8 @@ def test_the_wheel_carries_the_bundle_without_caches_and_without_itself(wheel: P
     prefix = "finetune_skills/_bundle/"
     inside = {name.removeprefix(prefix) for name in names_in(wheel) if name.startswith(prefix)}
     assert {bundle.MARKER, "code/infrastructure.py", "code/SETUP-REFERENCE.md"} <= inside
+    assert "skills/finetune-design/scripts/finetune.py" in inside
+    assert not [name for name in inside if "/evals/" in name]
     assert not [name for name in inside if "__pycache__" in name or "finetune_skills" in name]
 
 

@@ -135,6 +135,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an edited launcher": (add("# ours", "skills/finetune-design/scripts/finetune.py"),
         "is not bin/finetune"),
     "a missing launcher": (remove("skills/finetune-generate/scripts"), "is not bin/finetune"),
+    "a missing icon": (remove(".claude-plugin/icon.png"), "is no square PNG"),
     "a missing link": (remove(".claude/skills/finetune-design"), "is no link to"),
     "Python that does not compile": (add("```python\ndef x(:\n```", RUBRIC), "a python block"),
     "YAML that is none": (add("```yaml\na: [\n```", RUBRIC), "a yaml block"),

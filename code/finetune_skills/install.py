@@ -126,7 +126,8 @@ def installable(bundle: Path) -> dict[str, Path]:
     """Every file of the bundle that is installed, by its path in the skills folder."""
     found: dict[str, Path] = {}
     for folder in _skills(bundle):
-        found |= {f"{folder.name}/{name}": path for name, path in files_below(folder).items()}
+        mine = {n: path for n, path in files_below(folder).items() if not n.startswith("evals/")}
+        found |= {f"{folder.name}/{name}": path for name, path in mine.items()}
     command = {f"finetune_skills/{name}": path for name, path in _command().items()}
     code = command | files_below(bundle / "code")
     examples = files_below(bundle / "examples")
