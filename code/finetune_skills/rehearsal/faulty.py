@@ -131,12 +131,12 @@ def obedient(messages: Messages, *, schema: Any = None, scope: str = "") -> str:
     word = re.search(r"^<<(\w+) begin>>$", prompt, re.MULTILINE)
     begin, end = (f"<<{word[1]} {which}>>" for which in ("begin", "end")) if word else ("", "")
     outside = prompt.partition(begin)[0] + prompt.partition(end)[2] if word else prompt
-    given = _judged(messages, schema, scope)
-    if order in outside:
-        _note(scope, "obeyed")
-        given = {name: each | {"answer": "YES"} for name, each in given.items()}
     _note(scope, "judged")
-    return json.dumps(given)
+    if order not in outside:
+        return json.dumps(_judged(messages, schema, scope))
+    _note(scope, "obeyed")
+    content = {"answer": "YES", "evidence": [{"exchange": 1, "quote": order}]}
+    return json.dumps({name: {"reasoning": "As told."} | content for name in schema.model_fields})
 
 
 def _judged(messages: Messages, schema: Any, scope: str) -> dict[str, Any]:
