@@ -95,7 +95,7 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal(DESIGN, "if not any(kind.endswith(needed) for kind in kinds):", "if False:",
                 NOTHING),
     ),
-    "a question of counting": (
+    "question of counting": (
         Removal(DESIGN, "if counting and not criterion.statistics:", "if False:", NOTHING),
     ),
     "weights of 1.05": (
@@ -213,8 +213,8 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal(AUDIT, "    for row in bad[:5]:", "    for row in ():", NOTHING),
     ),
     "replies twice as long": (
-        Removal("curation.py", 'for test in ("long_replies", "longish_replies"):', "for test in ():",
-                "audit.py ended with 0"),
+        Removal("curation.py", 'for test in ("long_replies", "longish_replies"):',
+                "for test in ():", "audit.py ended with 0"),
     ),
     "key in a reply": (
         Removal("curation.py", '    ("key", ("-", "_", "A", "eyJ"), _KEY, _always),\n', "",
@@ -235,7 +235,7 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal("slicing.py", "        if tokens.upper > self.rules.max_tokens:\n",
                 "        if False:\n", "slice.py ended with 2"),
         Removal(SLICE, "    if share > project.thresholds.lost_slices:\n", "    if False:\n",
-                "gate slice: data/processed/training_data.jsonl: holds [^;]*$"),
+                NOTHING),
     ),
     "leaking split": (
         Removal(SLICE, "[] if checked.findings else _files(root, rows)", "[]", NOTHING),

@@ -66,6 +66,7 @@ MADE = (*TALKS, "data/journal", CANDIDATES, VERDICTS, "data/processed", LABELS, 
 
 
 # What a proof meets where a script has left nothing, or something that is none of ours.
+LEFT = "what it should have left is not there, or can't be read"
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration)
 
 
@@ -188,7 +189,7 @@ def timed(row: Step | Planted, work: Callable[[], str]) -> Done:
     except (Missed, FinetuneError) as error:
         said, passed = str(error), False
     except UNREADABLE as error:
-        said, passed = f"what is left can't be read ({type(error).__name__}: {error})", False
+        said, passed = f"{LEFT} ({type(error).__name__}: {error})", False
     seconds = round(time.monotonic() - started, 2)
     word = "ok" if passed else "FAILED" if isinstance(row, Step) else "MISSED"
     click.echo(f"rehearse  {row.name}: {word} in {seconds:.1f} s: {said}", err=True)
@@ -907,9 +908,9 @@ def overlong(done: Rehearsal, place: Path) -> str:
     script(place, "slice.py")
     most = max(row["tokens"] for row in iter_records(place / EXAMPLES))
     skipped = len(_lines(place / "data/processed/skipped.jsonl"))
-    said = " ".join(map(str, gates.run_check(place, gates.GATES["slice"]).findings))
-    if most > LIMIT or not skipped or "horter" not in said:
-        raise Missed(f"longest example {most} of {LIMIT}; {skipped} left out; gate slice: {said}")
+    if most > LIMIT or not skipped:
+        raise Missed(f"longest example {most} of {LIMIT}; {skipped} left out")
+    finds(place, "slice", "skipped.jsonl", "are over limits.max_tokens")
     return f"longest example {most} of {LIMIT} tokens, {skipped} lines say what was left out"
 
 
@@ -1110,7 +1111,7 @@ FAULTS: tuple[Planted, ...] = (
         partial(refused, "rubric", RUBRIC, "type: FAIL", "type: PASS", "no example is a FAIL"),
     ),
     Planted(
-        "a question of counting",
+        "question of counting",
         "a criterion that asks a model to count",
         "gate rubric",
         partial(refused, "rubric", RUBRIC, "question: Does", "question: How many words, and does",
