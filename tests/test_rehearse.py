@@ -118,7 +118,7 @@ def test_what_a_script_should_have_left_and_has_not_is_a_miss_and_no_traceback(
 def test_a_script_that_says_nothing_is_a_miss(done: r.Rehearsal) -> None:
     place = done.copy("silent")
     (place / "scripts/audit.py").write_text("")
-    with pytest.raises(r.Missed, match="audit.py --json says '', which is no JSON"):
+    with pytest.raises(r.Missed, match=r"audit\.py --json says '', which is no JSON"):
         r.reported(place, "audit.py")
 
 

@@ -123,6 +123,10 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
                 'if (passed, scored) != (found["passed"], found["conversations"]):', "if False:",
                 NOTHING),
     ),
+    "more than the budget": (
+        Removal("finetune_skills/checks_tokens.py",
+                "    checked.findings += _over_budget(found)\n", "", NOTHING),
+    ),
     "forged ledger line": (
         Removal("finetune_skills/gates.py", "    elif checked.findings:\n", "    elif False:\n",
                 "on the word of the ledger"),
@@ -201,6 +205,10 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal("judging.py", '{"begin": f"<<{word} begin>>", "end": f"<<{word} end>>"}',
                 '{"begin": "", "end": ""}', "because their text says so"),
     ),
+    "money without limit": (
+        Removal("stage.py", "    if limit is None:\n", "    limit = limit or 1e9\n    if False:\n",
+                "ended with 1"),
+    ),
     "stale verdict": (
         Removal("judging.py", 'return all(row.get(name) == now[name] for name in now if '
                 'name.endswith("_hash"))', "return True", "0 judged again"),
@@ -231,6 +239,9 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal("templates/scripts/audit.py", "found.tests.append(made)", "pass",
                 no_test("contamination")),
     ),
+    "changed after audit": (
+        Removal(AUDIT, "_of_these(found, passing), ", "", NOTHING),
+    ),
     "over-long example": (
         Removal("slicing.py", "        if tokens.upper > self.rules.max_tokens:\n",
                 "        if False:\n", "slice.py ended with 2"),
@@ -244,6 +255,9 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
         Removal("templates/scripts/slice.py", "    _refuse_evaluation(talks)\n", "",
                 "slice.py ended with 0"),
         Removal(SLICE, "        _people(root, talks),\n", "", NOTHING),
+    ),
+    "reply without loss": (
+        Removal(SLICE, "        _losses(rows, skipped, talks, project),\n", "", NOTHING),
     ),
     "reworded example": (
         Removal(SLICE, "        _words(rows, talks, system),\n", "", NOTHING),
@@ -259,6 +273,9 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
     "transcript that waits": (
         Removal(CURATE, "    if waiting:\n", "    if False:\n", NOTHING),
     ),
+    "too much repaired": (
+        Removal(CURATE, "    if of and needed / of > limit:\n", "    if False:\n", NOTHING),
+    ),
     "smuggled transcript": (
         Removal(CURATE, "    if listed != passing:\n", "    if False:\n", NOTHING),
     ),
@@ -273,6 +290,10 @@ REMOVED: dict[str, tuple[Removal, ...]] = {
     ),
     "too few pass": (
         Removal(PILOT, "if needed is None or rate * n + 1e-9 < needed:", "if False:", NOTHING),
+    ),
+    "pilot of old prompts": (
+        Removal(PILOT, 'if (selector_hash(root, selector) or "")[: len(kept)] != kept:',
+                "if False:", NOTHING),
     ),
     "finding left open": (
         Removal(PILOT, '            if not label.fine.get(name, "").strip():\n',

@@ -584,6 +584,20 @@ def untrue(done: Rehearsal, place: Path) -> str:
     return finds(place, "baseline", RESULTS, "its rows")
 
 
+def priced(done: Rehearsal, place: Path) -> str:
+    """A judge that costs money, where the plan has none for judging."""
+    hire(place)
+    return finds(place, "tokens", "budgets.assess", "dollars are needed, 0.00 are set")
+
+
+def hire(place: Path) -> None:
+    """A judge that has a price, at an address of this machine where nobody answers."""
+    old = '{model: "python:simulated:judge_strict", label: strict}'
+    price = "price: {input: 1, output: 1, source: a page, checked: 2026-11-21}"
+    new = '{model: "local:judge", base_url: "http://127.0.0.1:9/v1", timeout: 1, label: strict, '
+    replace(place / PROJECT, old, f"{new}{price}}}")
+
+
 # ── faults of order ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -833,6 +847,17 @@ def stale(done: Rehearsal, place: Path) -> str:
     return f"{item} judged again, and rejected"
 
 
+def unlimited(done: Rehearsal, place: Path) -> str:
+    """A judge that costs money, and nobody has said how much: nothing is asked and nothing paid."""
+    bench(done, place)
+    hire(place)
+    replace(place / PROJECT, "  assess: 0\n", "  assess: null\n")
+    ended(place, "assess.py", 2, "budgets.assess: how much may this cost?")
+    if _lines(place / "data/journal/assess.jsonl"):
+        raise Missed("a judge was asked all the same")
+    return "budgets.assess: how much may this cost?"
+
+
 # ── faults of the set ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -941,6 +966,25 @@ def reworded(done: Rehearsal, place: Path) -> str:
     return finds(place, "slice", EXAMPLES, "its messages are not the system prompt and the")
 
 
+def not_taught(done: Rehearsal, place: Path) -> str:
+    """The last reply of an example carries no loss any more, and no list says so."""
+    place = done.whole("not taught")
+    for name in ("training_data", "train", "validation"):
+        path = place / f"data/processed/{name}.jsonl"
+        path.write_text(re.sub(r",\d+\](?=,\"messages\")", "]", path.read_text("utf-8")), "utf-8")
+    return finds(place, "slice", EXAMPLES, "carries no loss and is not listed")
+
+
+def after_audit(done: Rehearsal, place: Path) -> str:
+    """A transcript gets other words after the audit, and passes with them."""
+    place = done.whole("after audit")
+    listed = json.loads((place / MANIFEST).read_bytes())
+    row = listed["transcripts"][0]
+    row["transcript_hash"] = words_hash([("Hello.", STOCK)])
+    (place / MANIFEST).write_text(json.dumps(listed), "utf-8")
+    return finds(place, "audit", AUDIT, f"{row['id']} has other words than when it was audited")
+
+
 def doubled(done: Rehearsal, place: Path) -> str:
     """A conversation that comes twice, a few words changed, stays on one side."""
     place = done.whole("doubled")
@@ -1007,6 +1051,13 @@ def unanswered(done: Rehearsal, place: Path) -> str:
     return finds(place, "pilot", LABEL_FILE, f"pilot-001: {row['id']}")
 
 
+def old_prompts(done: Rehearsal, place: Path) -> str:
+    """A prompt changes after the five that people read."""
+    place = done.whole("old prompts")
+    replace(place / SIMULATOR, "{{persona}}\n", "{{persona}}\nYou are in a hurry.\n")
+    return finds(place, "pilot", SIMULATOR, "has changed since pilot-001 was made")
+
+
 def known_people(done: Rehearsal, place: Path) -> str:
     """The batch that decides holds somebody on whose conversation the prompts were written."""
     place = done.whole("known people")
@@ -1056,6 +1107,13 @@ def waiting(done: Rehearsal, place: Path) -> str:
     path = place / passing(place)[-1]["source_file"]
     path.unlink()
     return finds(place, "fixup", CANDIDATES, f"1 transcripts wait: {path.stem}")
+
+
+def much_repaired(done: Rehearsal, place: Path) -> str:
+    """More had to be repaired than may be: the prompt is to blame, and not the replies."""
+    place = done.whole("much repaired")
+    replace(place / PROJECT, "fixup_share: 0.3 ", "fixup_share: 0.01 ")
+    return finds(place, "fixup", "config/prompts/assistant.md", "may be repaired")
 
 
 def smuggled(done: Rehearsal, place: Path) -> str:
@@ -1156,6 +1214,7 @@ FAULTS: tuple[Planted, ...] = (
                 "is a number that the configuration holds"),
     ),
     Planted("untrue baseline", "more passes than the verdicts say", "gate baseline", untrue),
+    Planted("more than the budget", "a judge's price, and no money", "gate tokens", priced),
     Planted("forged ledger line", "a broken file, a line that it passed", "gate taxonomy", forged),
     Planted("prompt after its gate", "a prompt that was changed later", "generate.py", closed),
     Planted("nobody approved", "a baseline without a person's word", "generate.py", unapproved),
@@ -1191,6 +1250,7 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted("safety NO, high score", "one NO on a gate, all else YES", BENCH, unsafe),
     Planted("injected instruction", "a conversation that orders a YES", BENCH, injected),
+    Planted("money without limit", "a price, and no limit", "assess.py", unlimited),
     Planted("stale verdict", "a transcript that changed after it passed", BENCH, stale),
     Planted(
         "overused phrase",
@@ -1210,17 +1270,21 @@ FAULTS: tuple[Planted, ...] = (
             partial(in_stained, "personal_data", "warning")),
     Planted("tested on its people", "somebody of the training evaluates", "gate audit",
             partial(in_stained, "contamination", "critical")),
+    Planted("changed after audit", "other words than were audited", "gate audit", after_audit),
     Planted("over-long example", "a limit that many pass", "slice.py", overlong),
     Planted("leaking split", "an example on both sides", "gate slice", leaking),
     Planted("the test's people", "somebody to learn from who will test", "gate slice", shared),
+    Planted("reply without loss", "a reply that nothing teaches", "gate slice", not_taught),
     Planted("reworded example", "an example that nobody has said", "gate slice", reworded),
     Planted("near-duplicates", "conversations that come twice", "the lineage split", doubled),
     Planted("transcript that waits", "made, and led to nothing", "gate fixup", waiting),
+    Planted("too much repaired", "a prompt that is to blame", "gate fixup", much_repaired),
     Planted("smuggled transcript", "one that failed, listed as passing", "gate fixup", smuggled),
     Planted("drift at scale", "worse than what was confirmed", "gate scale", drifted),
     Planted("nobody read them", "made in numbers, read by nobody", "gate scale", unread),
     Planted("known people", "confirmed on people of a pilot", "gate confirm", known_people),
     Planted("too few pass", "half of those that decide", "gate confirm", too_few),
+    Planted("pilot of old prompts", "a prompt that changed later", "gate pilot", old_prompts),
     Planted("finding left open", "a person's finding, no answer", "gate pilot", unanswered),
     Planted("judge with a low TNR", "a judge that passes everything", "gate confirm", lenient),
     Planted("review of other words", "a reviewed transcript changes", "gate pilot", relabelled),
