@@ -395,7 +395,7 @@ STEPS: tuple[Step, ...] = (
     Step("audit.py", "scale", audited),
     Step("gate audit", "audit", partial(pass_gate, "audit")),
     Step("fixup.py", "audit", repaired),
-    Step("audit.py, of all that passes", "scale", audited),
+    Step("audit.py, all that passes", "scale", audited),
     Step("gate audit, again", "audit", partial(pass_gate, "audit")),
     Step("gate fixup", "fixup", partial(pass_gate, "fixup")),
     Step("slice.py", "fixup", sliced),
@@ -1317,7 +1317,7 @@ def table(done: Rehearsal, told: dict[str, Any]) -> Iterator[str]:
     yield "planted faults and who caught them"
     for each in done.faults:
         catcher = getattr(each.row, "catcher", "")
-        yield f"  {each.row.name:<22}{catcher if each.passed else 'MISSED by ' + catcher}"
+        yield f"  {each.row.name:<24}{catcher if each.passed else 'MISSED by ' + catcher}"
         yield from _why(each)
     if not done.faults:
         yield "  none was planted, because a step failed"
