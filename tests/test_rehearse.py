@@ -103,6 +103,29 @@ def test_calls_that_are_paid_again_without_need_are_a_miss(done: r.Rehearsal) ->
         r._as_undisturbed(done.root, place, 1)
 
 
+@pytest.mark.parametrize("error", r.UNREADABLE)
+def test_what_a_script_should_have_left_and_has_not_is_a_miss_and_no_traceback(
+    error: type[Exception],
+) -> None:
+    def work() -> str:
+        raise error("data/audit/audit.json")
+
+    row = r.timed(r.STEPS[0], work)
+    assert not row.passed
+    assert row.said.startswith("what it should have left is not there, or can't be read")
+
+
+def test_a_script_that_says_nothing_is_a_miss(done: r.Rehearsal) -> None:
+    place = done.copy("silent")
+    (place / "scripts/audit.py").write_text("")
+    with pytest.raises(r.Missed, match=r"audit\.py --json says '', which is no JSON"):
+        r.reported(place, "audit.py")
+
+
+def test_a_limited_call_waits_as_long_as_the_model_says() -> None:
+    assert f"\nWAIT = {r.WAIT}  # seconds" in r.FAULTY.read_text("utf-8")
+
+
 # what the person sees
 
 
@@ -140,7 +163,14 @@ def test_the_last_line_is_the_verdict_and_all_fits_80_columns(
     assert "planted faults and who caught them" in lines
 
 
-def test_the_names_of_all_rows_fit_the_table() -> None:
+def test_it_stays_a_matter_of_a_minute(told: dict[str, Any]) -> None:
+    assert told["cpu_seconds"] <= 90  # 48 to 50 where it was written; the aim is 60
+
+
+def test_the_names_of_all_rows_are_different_and_fit_the_table() -> None:
+    assert len({row.name for row in [*r.STEPS, *r.FAULTS]}) == len(r.STEPS) + len(r.FAULTS)
+    assert [row.name for row in r.FAULTS if len(row.name) > 23] == []
+    assert [row.name for row in r.STEPS if len(row.name) > 27] == []
     rows = [*map(partial(r.Done, seconds=1.0, passed=True, said="x" * 99), [*r.STEPS, *r.FAULTS])]
     done = r.Rehearsal(Path(), Path(), rows[: len(r.STEPS)], rows[len(r.STEPS) :])
     assert max(map(len, r.table(done, {"cpu_seconds": 15.0}))) <= 80
