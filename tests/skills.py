@@ -31,7 +31,7 @@ DOCUMENTS = ("skills/*/*.md", "examples/*.md", "code/*.md", "code/templates/READ
              "CONTRIBUTING.md")  # fmt: skip
 # Names that only look like something of ours.
 FOREIGN = {"quickstart.py", "echo.py"}
-FLAGS_OF_OTHERS = {"--help", "--vocab-only"}  # the second of llama.cpp's converter
+FLAGS_OF_OTHERS = {"--help", "--vocab-only", "--plugin-dir"}  # of llama.cpp, of Claude Code
 # In a project, but made by no template: what the stages write, and what a person brings.
 MADE = re.compile(r"(?:data|models|design|\.venv|\.finetune)/")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -109,6 +109,13 @@ def test_the_repository_itself_can_be_installed_and_removed(place: Path) -> None
     assert list(tree(place)) == ["mine.txt"]
 
 
+def test_the_bundle_is_not_installed_into_itself(bundle: Path) -> None:
+    before = sorted(bundle.rglob("*"))
+    with pytest.raises(FinetuneError, match="is the bundle itself"):
+        install(bundle, bundle)
+    assert sorted(bundle.rglob("*")) == before
+
+
 def test_an_installed_copy_can_be_installed_elsewhere(
     place: Path, bundle: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_skills.bundle import NAME
+from finetune_skills.bundle import NAME, is_bundle
 from finetune_skills.scaffold import (
     as_json,
     bundle_version,
@@ -71,6 +71,9 @@ def install(
     """Copy the bundle into the skills folder below `where`: a project, or a person's home for
     scope "user". Repeatable; what is not ours, or was changed, stays unless `force`."""
     target = skills_folder(where, agent, scope)
+    if is_bundle(where):
+        said = "this folder is the bundle itself, and its skills are there already"
+        raise FinetuneError(f"{where}: {said}. Go to a project, or say --user.")
     sources, record = installable(bundle), _record(target)
     report = InstallReport(target, missing=_missing(bundle))
     files = {name: read(source) for name, source in sources.items()}
