@@ -185,24 +185,24 @@ def fingerprint(root: Path) -> str:
 
 
 def designed(root: Path) -> Any:
-    from finetune_skills import rehearse
+    from finetune_skills.rehearsal import bench, steps
 
-    done = rehearse.Rehearsal(root, root.parent / "scratch")
-    rehearse.make_project(done)
+    done = bench.Rehearsal(root, root.parent / "scratch")
+    steps.make_project(done)
     for gate in DESIGN:
-        rehearse.pass_gate(gate, done)
+        steps.pass_gate(gate, done)
     return done
 
 
 def piloted(root: Path) -> None:
-    from finetune_skills import rehearse
+    from finetune_skills.rehearsal import bench, steps
 
     done = designed(root)
-    rehearse.draw("training", ("--count", "40"), done)
-    rehearse.baseline(done)
-    rehearse.approve("baseline", done)
-    rehearse.pilot(done)
-    rehearse.script(done.root, "assess.py")
+    steps.draw("training", ("--count", "40"), done)
+    steps.baseline(done)
+    steps.approve("baseline", done)
+    steps.pilot(done)
+    bench.script(done.root, "assess.py")
 
 
 # ── what it would cost ────────────────────────────────────────────────────────────────────────────

@@ -29,8 +29,8 @@ import settings  # noqa: E402
 import simulation  # noqa: E402
 from designs import designed  # noqa: E402
 from finetune_skills import gates  # noqa: E402
-from finetune_skills import rehearse as r  # noqa: E402
 from finetune_skills.labels import Label, checked, findings_of  # noqa: E402
+from finetune_skills.rehearsal import bench  # noqa: E402
 from finetune_skills.review.records import SEEN, Records  # noqa: E402
 from infrastructure import get_backend, score_answers  # noqa: E402
 
@@ -54,16 +54,16 @@ def main() -> int:
 def made(root: Path) -> dict[Path, str]:
     """Both files, from a project that is made here as the rehearsal makes it."""
     designed(root)
-    r.script(root, "personas.py", "--count", str(r.PERSONAS))
-    r.script(root, "generate.py")
-    r.script(root, "generate.py", "--confirm")
+    bench.script(root, "personas.py", "--count", str(bench.PERSONAS))
+    bench.script(root, "generate.py")
+    bench.script(root, "generate.py", "--confirm")
     gates.decide(root, "confirm", "waived", "example people", "to make the example's reviews")
-    r.script(root, "generate.py", "--count", str(r.SCALE))
+    bench.script(root, "generate.py", "--count", str(bench.SCALE))
     chats = as_lines(old_chats(root))
     (root / "people").mkdir(exist_ok=True)
     (root / "people/old-chats.jsonl").write_text(chats, "utf-8")
-    r.script(root, "import_transcripts.py", "people/old-chats.jsonl", "--name", "old-chats")
-    r.script(root, "assess.py")
+    bench.script(root, "import_transcripts.py", "people/old-chats.jsonl", "--name", "old-chats")
+    bench.script(root, "assess.py")
     return {OLD: chats, REVIEWS: as_lines(reviews(root))}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from designs import designed, edit
 from fakes.provider import FakeProvider, Reply
-from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench
 from infrastructure import encode_line, iter_records
 
 PROJECT, RUBRIC = "config/project.yaml", "config/rubric.yaml"
@@ -54,8 +54,8 @@ def judge(messages, *, schema=None, scope=""):
 def talked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with a pilot of five transcripts."""
     root = designed(tmp_path_factory.mktemp("talked") / "demo")
-    r.script(root, "personas.py", "--count", "40")
-    r.script(root, "generate.py")
+    bench.script(root, "personas.py", "--count", "40")
+    bench.script(root, "generate.py")
     return root
 
 
@@ -147,7 +147,7 @@ def test_a_comment_in_the_rubric_sends_nothing_and_a_word_judges_again(place: Pa
 
 GATE = f"""
 import sys
-sys.path.insert(0, {str(Path(r.__file__).parent.parent)!r})
+sys.path.insert(0, {str(bench.FAULTY.parents[2])!r})
 from pathlib import Path
 from finetune_skills import gates
 state = gates.pass_gate(Path("."), sys.argv[1], "test")

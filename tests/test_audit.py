@@ -22,7 +22,7 @@ from curation import Measured, Ruler, Talk, contamination, declared, entropy, fi
 from designs import designed, edit
 from evidence import wilson
 from finetune_skills import gates
-from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench
 from infrastructure import iter_records
 from judging import words_hash
 from settings import Artefacts, ProjectSettings, load_artefacts, load_project
@@ -37,10 +37,10 @@ Exchange = dict[str, Any]
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with a judged pilot, everybody in it passed, and the gate `scale` open."""
     root = designed(tmp_path_factory.mktemp("judged") / "demo")
-    r.script(root, "personas.py", "--count", "40")
-    r.script(root, "personas.py", "--count", "8", "--evaluation")
-    r.script(root, "generate.py")
-    r.script(root, "assess.py")
+    bench.script(root, "personas.py", "--count", "40")
+    bench.script(root, "personas.py", "--count", "8", "--evaluation")
+    bench.script(root, "generate.py")
+    bench.script(root, "assess.py")
     list_all(root)
     scale = replace(gates.GATES["scale"], looks_at=("project.yaml#/limits",))
     gates.record(root, scale, "passed", "test")

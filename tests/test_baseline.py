@@ -12,7 +12,7 @@ import pytest
 from designs import DESIGN, edit, example
 from evidence import wilson
 from finetune_skills import gates
-from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench
 from infrastructure import FinetuneError, iter_records
 from settings import load_system_prompt
 
@@ -38,7 +38,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = example(tmp_path_factory.mktemp("tried") / "demo")
     for gate in DESIGN:
         assert gates.pass_gate(root, gate, "test").state == "passed"
-    r.script(root, "baseline.py", "--count", "20")
+    bench.script(root, "baseline.py", "--count", "20")
     return root
 
 
@@ -95,10 +95,10 @@ def test_the_gate_waits_for_a_person_and_then_opens(place: Path) -> None:
 def test_a_second_run_asks_nothing_and_more_are_added_to_what_is_there(place: Path) -> None:
     before = (place / "data/journal/baseline.jsonl").read_bytes()
     page = (place / f"{RESULTS}.json").read_bytes()
-    r.script(place, "baseline.py", "--count", "20")
+    bench.script(place, "baseline.py", "--count", "20")
     assert (place / "data/journal/baseline.jsonl").read_bytes() == before
     assert (place / f"{RESULTS}.json").read_bytes() == page
-    r.script(place, "baseline.py", "--count", "22")
+    bench.script(place, "baseline.py", "--count", "22")
     assert results(place)["conversations"] == 22
 
 
@@ -110,7 +110,7 @@ def test_a_reply_in_another_language_fails_the_conversation_whatever_a_judge_say
     edit(place / "design/model-choice.md", "python:simulated:base", "python:faulty:base")
     for gate in ("model", "tokens"):
         gates.pass_gate(place, gate, "test")
-    r.script(place, "baseline.py", "--count", "20")
+    bench.script(place, "baseline.py", "--count", "20")
     row = next(row for row in results(place)["rows"] if row["id"] == "base-00003")
     assert (row["state"], row["score"]) == ("failed", 0.0)
     assert row["model_failure"][0].startswith("exchange 4: ")
@@ -210,6 +210,6 @@ print(json.dumps([len(baseline.reading(*span, limits)) for span in spans]))
 
 
 def test_generation_needs_the_decision(place: Path) -> None:
-    r.script(place, "personas.py", "--count", "10")
-    with pytest.raises((r.Missed, FinetuneError), match="baseline"):
-        r.script(place, "generate.py")
+    bench.script(place, "personas.py", "--count", "10")
+    with pytest.raises((bench.Missed, FinetuneError), match="baseline"):
+        bench.script(place, "generate.py")

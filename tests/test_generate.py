@@ -20,7 +20,7 @@ import pytest
 
 from designs import designed, edit
 from fakes.provider import FakeProvider, Reply
-from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench
 from infrastructure import Appender, FinetuneError, encode_line, iter_records, rng, selector_hash
 from stage import cap, fewer_collections, in_shard
 
@@ -60,7 +60,7 @@ def reply(messages, *, schema=None, scope=""):
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with its design passed and 80 personas."""
     root = designed(tmp_path_factory.mktemp("drawn") / "demo")
-    r.script(root, "personas.py", "--count", "80")
+    bench.script(root, "personas.py", "--count", "80")
     return root
 
 
@@ -81,7 +81,7 @@ def trial(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished pilot of the slow models, which nobody disturbed."""
     root = another(drawn, tmp_path_factory.mktemp("slow") / "demo")
-    r.cast(root, user_sim="slow_user", assistant="slow_assistant")
+    bench.cast(root, user_sim="slow_user", assistant="slow_assistant")
     assert generate(root).returncode == 0
     return root
 
@@ -146,8 +146,8 @@ def tree(place: Path) -> dict[str, bytes]:
 
 def test_the_same_seed_gives_the_same_bytes_at_any_concurrency(trial: Path, place: Path) -> None:
     assert generate(place, "--trial", "--concurrency", "64").returncode == 0
-    assert len(r.talks(place)) == 30
-    assert r.product(place) == r.product(trial)
+    assert len(bench.talks(place)) == 30
+    assert bench.product(place) == bench.product(trial)
 
 
 def test_another_seed_gives_another_batch_with_other_draws(place: Path) -> None:
@@ -159,22 +159,22 @@ def test_another_seed_gives_another_batch_with_other_draws(place: Path) -> None:
 def kills(place: Path, slow: Path, count: int, chance: random.Random) -> Counter[str]:
     """Kill at random moments and resume, then to the end; counts kills and calls paid again."""
     figures: Counter[str] = Counter()
-    r.cast(place, user_sim="slow_user", assistant="slow_assistant")
+    bench.cast(place, user_sim="slow_user", assistant="slow_assistant")
     while figures["kills"] < count:
-        lost = len(r.noted(place, "call")) - r.answered(place).total()
+        lost = len(bench.noted(place, "call")) - bench.answered(place).total()
         with begun(place) as process:
             ended = kill_at(process, place / JOURNAL, chance)
         assert ended in (0, -signal.SIGKILL)
         if ended == 0:
             break
-        flying = len(r.noted(place, "call")) - r.answered(place).total() - lost
+        flying = len(bench.noted(place, "call")) - bench.answered(place).total() - lost
         figures += Counter(kills=1, flying=flying)
-        assert flying <= r.PILOT  # one call of each conversation
+        assert flying <= bench.PILOT  # one call of each conversation
     assert generate(place).returncode == 0
-    sent = r.noted(place, "call")
+    sent = bench.noted(place, "call")
     figures["again"] = len(sent) - len(set(sent))
-    figures["different"] = r.product(place) != r.product(slow)
-    rows = Counter(row["id"] for row in r.events(place))
+    figures["different"] = bench.product(place) != bench.product(slow)
+    rows = Counter(row["id"] for row in bench.events(place))
     figures["lost"] = 5 - len(rows)
     figures["twice"] = sum(times - 1 for times in rows.values())
     return figures
@@ -216,7 +216,7 @@ def test_fifty_kills_cost_nothing_but_the_calls_in_flight(
 
 def test_a_crash_before_the_line_in_candidates_is_caught_up_once(place: Path) -> None:
     told(place)
-    path = place / r.CANDIDATES
+    path = place / bench.CANDIDATES
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))
     told(place)
@@ -233,7 +233,7 @@ def test_a_pilot_is_a_frozen_batch_of_five_fresh_people(place: Path) -> None:
     assert (batch["kind"], batch["trial"], set(batch["personas"])) == (
         "pilot", False, set(batch["ids"])
     )  # fmt: skip
-    found = r.talks(place)
+    found = bench.talks(place)
     assert set(found) == set(batch["ids"])
     assert all(talk["provenance"]["inputs"] == batch["inputs"] for talk in found.values())
     assert all(talk["provenance"]["simulated"] for talk in found.values())
@@ -272,7 +272,7 @@ def test_what_a_transcript_depends_on_starts_the_next_five_people(
 
 def gate(place: Path, name: str) -> list[str]:
     code = "from finetune_skills.cli import main; main()"
-    path = f"import sys; sys.path[:0] = [{str(r.FAULTY.parents[2])!r}]; {code}"
+    path = f"import sys; sys.path[:0] = [{str(bench.FAULTY.parents[2])!r}]; {code}"
     return [sys.executable, "-c", path, "gate", name]
 
 
@@ -299,10 +299,10 @@ def test_a_confirmation_takes_twenty_fresh_people(place: Path) -> None:
 
 def test_a_trial_is_marked_in_everything_that_it_makes(trial: Path) -> None:
     assert frozen(trial, "trial-001")["trial"] is True
-    found = r.talks(trial).values()
+    found = bench.talks(trial).values()
     assert len(found) == 30
     assert all(talk["provenance"]["trial"] for talk in found)
-    assert {row["batch"] for row in r.events(trial)} == {"trial-001"}
+    assert {row["batch"] for row in bench.events(trial)} == {"trial-001"}
 
 
 def test_the_prompts_of_a_batch_are_kept(trial: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_count_is_the_number_in_all(place: Path) -> None:
     assert told(place, "--count", "4")["made now"] == 4
     assert told(place, "--count", "4")["made now"] == 0
     assert told(place, "--count", "7")["made now"] == 3
-    assert len(r.talks(place)) == 7
+    assert len(bench.talks(place)) == 7
 
 
 def test_a_count_that_outgrows_a_begun_batch_says_how_to_go_on(place: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_persona_that_changed_under_its_batch_is_refused(place: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing_and_calls_nobody(place: Path) -> None:
-    r.cast(place, user_sim="slow_user", assistant="slow_assistant")
+    bench.cast(place, user_sim="slow_user", assistant="slow_assistant")
     before = tree(place)
     plan = told(place, "--dry-run", "--confirm")
     assert (plan["batch"], plan["conversations"]) == ("confirm-001", 20)
@@ -391,13 +391,13 @@ def test_the_parts_together_make_the_bytes_of_the_whole(place: Path, tmp_path: P
     told(whole, "--count", "12")
     parts = [begun(place, "--count", "12", "--shard", f"{n}/3") for n in (1, 2, 3)]
     assert [(each.communicate()[1], each.returncode)[1] for each in parts] == [0, 0, 0]
-    assert r.product(place) == r.product(whole)
+    assert bench.product(place) == bench.product(whole)
     journals = sorted(path.name for path in (place / "data/journal").glob("*.jsonl"))
     assert journals == [f"generate.{n}-of-3.jsonl" for n in (1, 2, 3)]
     rows = [
         row["id"] for path in place.glob("data/candidates.*.jsonl") for row in iter_records(path)
     ]
-    assert sorted(rows) == sorted(r.talks(whole))
+    assert sorted(rows) == sorted(bench.talks(whole))
 
 
 def test_a_part_is_decided_by_the_id_alone() -> None:
@@ -429,10 +429,10 @@ def test_a_failed_conversation_costs_no_other_and_the_rerun_completes_it(
     assert done.returncode == 1
     assert "train-00002: python:own:reply on generate/train-00002/t03" in done.stderr
     assert "connection refused" in done.stderr
-    assert len(r.talks(place)) == 4
+    assert len(bench.talks(place)) == 4
     (place / "down").unlink()
     assert told(place)["made now"] == 1
-    assert r.product(place) == r.product(whole)
+    assert bench.product(place) == bench.product(whole)
 
 
 def test_a_second_process_is_told_who_is_at_work(place: Path) -> None:
@@ -445,7 +445,7 @@ def test_a_second_process_is_told_who_is_at_work(place: Path) -> None:
         first.communicate()
     assert (first.returncode, second.returncode) == (0, 2)
     assert f"in use by process {first.pid}" in second.stderr
-    assert len(r.talks(place)) == 5
+    assert len(bench.talks(place)) == 5
 
 
 @pytest.mark.slow  # more than ten seconds
@@ -466,7 +466,7 @@ def test_ctrl_c_drains_within_ten_seconds_and_the_rerun_goes_on(
     assert "left                    5" in out
     (place / "hold").unlink()
     assert told(place)["made now"] == 5
-    assert r.product(place) == r.product(whole)
+    assert bench.product(place) == bench.product(whole)
 
 
 def wait_for(seen: Any, process: Any) -> None:
@@ -509,7 +509,7 @@ def test_a_full_disk_ends_the_run_in_clear_words_and_room_lets_it_go_on(
     assert journal_of(place).endswith(b"\n")
     (small / "ballast").unlink()
     told(place)
-    assert r.product(place) == r.product(whole)
+    assert bench.product(place) == bench.product(whole)
 
 
 # over the network
@@ -590,7 +590,7 @@ def test_an_exhausted_budget_stops_the_run_and_a_larger_one_goes_on_from_there(p
         sent = len(fake.requests)
         assert sent > 0
         rest = told(place, "--max-usd", "1000")
-        assert (rest["failed"], rest["left"], len(r.talks(place))) == (0, 0, 5)
+        assert (rest["failed"], rest["left"], len(bench.talks(place))) == (0, 0, 5)
         bodies = [request.raw for request in fake.requests]
     assert len(bodies) > sent
     assert len(bodies) == len(set(bodies))  # nothing was sent, and paid, twice

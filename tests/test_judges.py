@@ -13,8 +13,8 @@ import pytest
 
 from designs import designed, edit
 from finetune_skills import checks_pilot, gates, quality
-from finetune_skills import rehearse as r
 from finetune_skills.labels import Label, label_store, load_labels, save_label
+from finetune_skills.rehearsal import bench, faults, steps
 from judging import Court
 
 LABELS, PROJECT = "data/reviews/labels.jsonl", "config/project.yaml"
@@ -24,9 +24,17 @@ LABELS, PROJECT = "data/reviews/labels.jsonl", "config/project.yaml"
 def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example up to a confirmed process: pilot, old chats, confirm, all judged and reviewed."""
     root = designed(tmp_path_factory.mktemp("reviewed") / "demo")
-    done = r.Rehearsal(root, root.parent / "scratch")
-    r.script(root, "personas.py", "--count", str(r.PERSONAS))
-    for step in (r.pilot, r.imported, r.judged, r.reviewed, r.confirm, r.judged, r.reviewed):
+    done = bench.Rehearsal(root, root.parent / "scratch")
+    bench.script(root, "personas.py", "--count", str(bench.PERSONAS))
+    for step in (
+        steps.pilot,
+        steps.imported,
+        steps.judged,
+        steps.reviewed,
+        steps.confirm,
+        steps.judged,
+        steps.reviewed,
+    ):
         step(done)
     return root
 
@@ -97,7 +105,7 @@ def test_the_report_names_judges_rates_mistakes_and_examples(place: Path) -> Non
 
 
 def test_repeats_give_the_flip_rate(place: Path) -> None:
-    r.script(place, "assess.py", "--repeat", "2")
+    bench.script(place, "assess.py", "--repeat", "2")
     flips = standings(place)["mild"].flips
     assert flips is not None
     assert flips.rate is not None
@@ -243,7 +251,7 @@ def test_a_blind_label_is_no_review_of_the_verdicts(place: Path) -> None:
 
 def test_a_changed_verdict_has_to_be_read_again(place: Path) -> None:
     edit(place / PROJECT, '"python:simulated:judge_mild"', '"python:simulated:judge_other"')
-    r.script(place, "assess.py")
+    bench.script(place, "assess.py")
     assert "not reviewed to the end: the verdict of mild has changed" in found(place, "pilot")
 
 
@@ -308,9 +316,9 @@ def test_a_rate_below_the_rule_sends_back_to_five(place: Path) -> None:
         path = place / f"data/raw/transcripts/confirm-001/{item}.json"
         talk = json.loads(path.read_bytes())
         for each in talk["exchanges"]:
-            each["assistant"] = r.STOCK
+            each["assistant"] = faults.STOCK
         path.write_text(json.dumps(talk))
-    r.script(place, "assess.py")
+    bench.script(place, "assess.py")
     said = found(place, "confirm")
     assert "17 are needed to claim over 70%" in said
     assert "Back to five" in said
@@ -323,7 +331,7 @@ def test_a_rejected_conversation_counts_as_failed(place: Path) -> None:
     away.parent.mkdir(parents=True, exist_ok=True)
     before = gates.run_check(place, gates.GATES["confirm"]).figures["passed"]
     path.rename(away)
-    r.script(place, "assess.py")
+    bench.script(place, "assess.py")
     after = gates.run_check(place, gates.GATES["confirm"]).figures["passed"]
     assert (before, after) == ("17 of 20, as judged", "16 of 20, as judged")
 
@@ -357,8 +365,8 @@ def test_too_few_labels_confirm_nothing(place: Path) -> None:
 
 def test_only_a_person_can_open_it(place: Path) -> None:
     gates.pass_gate(place, "confirm", "test")
-    with pytest.raises(r.Missed, match="gate confirm"):
-        r.script(place, "generate.py", "--count", "40")
+    with pytest.raises(bench.Missed, match="gate confirm"):
+        bench.script(place, "generate.py", "--count", "40")
 
 
 def test_the_worked_example_comes_out(reviewed: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from children import CODE, child
 from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench, faults, steps
 
 pytestmark = pytest.mark.slow  # a whole rehearsal: about a minute
 
-FAULTS = {fault.name: fault for fault in r.FAULTS}
+FAULTS = {fault.name: fault for fault in faults.FAULTS}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +34,13 @@ def told(kept: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def done(told: dict[str, Any], kept: Path, tmp_path: Path) -> r.Rehearsal:
+def done(told: dict[str, Any], kept: Path, tmp_path: Path) -> bench.Rehearsal:
     """The rehearsed project, with a folder for more copies of it."""
-    return r.Rehearsal(kept, tmp_path)
+    return bench.Rehearsal(kept, tmp_path)
 
 
 def test_every_step_runs_and_passes(told: dict[str, Any]) -> None:
-    assert [row["name"] for row in told["steps"]] == [step.name for step in r.STEPS]
+    assert [row["name"] for row in told["steps"]] == [step.name for step in steps.STEPS]
     assert [row["said"] for row in told["steps"] if not row["passed"]] == []
 
 
@@ -57,8 +58,8 @@ def test_it_exits_0_only_when_all_is_caught(told: dict[str, Any]) -> None:
 def test_the_kept_project_holds_what_was_made_and_nothing_that_was_planted(
     told: dict[str, Any], kept: Path
 ) -> None:
-    old = len((kept / r.OLD_CHATS).read_text().splitlines())
-    assert len(r.talks(kept)) == r.PILOT + r.CONFIRM + r.SCALE + old
+    old = len((kept / bench.OLD_CHATS).read_text().splitlines())
+    assert len(bench.talks(kept)) == bench.PILOT + bench.CONFIRM + bench.SCALE + old
     assert not (kept / "faulty.py").exists()
     assert "faulty" not in (kept / "config/project.yaml").read_text()
 
@@ -66,77 +67,77 @@ def test_the_kept_project_holds_what_was_made_and_nothing_that_was_planted(
 # the checks can miss
 
 
-def test_a_footer_that_nobody_looks_for_is_a_miss(done: r.Rehearsal) -> None:
+def test_a_footer_that_nobody_looks_for_is_a_miss(done: bench.Rehearsal) -> None:
     place = done.copy("blind")
     known = (place / "config/artefacts.yaml").read_text("utf-8")
     head, rest = known.split("\npatterns:\n")
     after = rest[rest.index("\noverused_phrases:") :] if "\noverused_phrases:" in rest else ""
     (place / "config/artefacts.yaml").write_text(f"{head}\npatterns: []\n{after}", "utf-8")
-    with pytest.raises(r.Missed, match="leaked into train-"):
-        r.footers(done, place)
+    with pytest.raises(bench.Missed, match="leaked into train-"):
+        faults.footers(done, place)
 
 
-def test_a_gate_that_finds_something_else_is_a_miss(done: r.Rehearsal) -> None:
+def test_a_gate_that_finds_something_else_is_a_miss(done: bench.Rehearsal) -> None:
     same = ("formal: 0.2}", "formal: 0.2 }", "1.05")
-    with pytest.raises(r.Missed, match="is passed and says nothing of"):
-        r.refused("personas", r.TEMPLATE, *same, done, done.copy("same"))
+    with pytest.raises(bench.Missed, match="is passed and says nothing of"):
+        faults.refused("personas", bench.TEMPLATE, *same, done, done.copy("same"))
 
 
-def test_a_fault_that_can_no_longer_be_planted_is_a_miss(done: r.Rehearsal) -> None:
-    with pytest.raises(r.Missed, match="nothing could be planted"):
-        r.refused("personas", r.TEMPLATE, "no such text", "", "", done, done.copy("gone"))
+def test_a_fault_that_can_no_longer_be_planted_is_a_miss(done: bench.Rehearsal) -> None:
+    with pytest.raises(bench.Missed, match="nothing could be planted"):
+        faults.refused("personas", bench.TEMPLATE, "no such text", "", "", done, done.copy("gone"))
 
 
-def test_bytes_that_differ_after_a_kill_are_a_miss(done: r.Rehearsal) -> None:
+def test_bytes_that_differ_after_a_kill_are_a_miss(done: bench.Rehearsal) -> None:
     place = done.copy("other")
     shutil.copytree(done.root / "data", place / "data", dirs_exist_ok=True)
     next(place.glob("data/raw/transcripts/*/*.json")).unlink()
-    with pytest.raises(r.Missed, match="not those of the undisturbed run"):
-        r._as_undisturbed(done.root, place, 0)
+    with pytest.raises(bench.Missed, match="not those of the undisturbed run"):
+        faults._as_undisturbed(done.root, place, 0)
 
 
-def test_calls_that_are_paid_again_without_need_are_a_miss(done: r.Rehearsal) -> None:
+def test_calls_that_are_paid_again_without_need_are_a_miss(done: bench.Rehearsal) -> None:
     place = done.copy("paid twice")
     shutil.copytree(done.root / "data", place / "data", dirs_exist_ok=True)
-    (place / r.LOG).write_text('{"scope": "a", "what": "call"}\n' * 3)
-    with pytest.raises(r.Missed, match="2 calls paid again, and only 1 were in flight"):
-        r._as_undisturbed(done.root, place, 1)
+    (place / bench.LOG).write_text('{"scope": "a", "what": "call"}\n' * 3)
+    with pytest.raises(bench.Missed, match="2 calls paid again, and only 1 were in flight"):
+        faults._as_undisturbed(done.root, place, 1)
 
 
-@pytest.mark.parametrize("error", r.UNREADABLE)
+@pytest.mark.parametrize("error", bench.UNREADABLE)
 def test_what_a_script_should_have_left_and_has_not_is_a_miss_and_no_traceback(
     error: type[Exception],
 ) -> None:
     def work() -> str:
         raise error("data/audit/audit.json")
 
-    row = r.timed(r.STEPS[0], work)
+    row = r.timed(steps.STEPS[0], work)
     assert not row.passed
     assert row.said.startswith("what it should have left is not there, or can't be read")
 
 
-def test_a_script_that_says_nothing_is_a_miss(done: r.Rehearsal) -> None:
+def test_a_script_that_says_nothing_is_a_miss(done: bench.Rehearsal) -> None:
     place = done.copy("silent")
     (place / "scripts/audit.py").write_text("")
-    with pytest.raises(r.Missed, match=r"audit\.py --json says '', which is no JSON"):
-        r.reported(place, "audit.py")
+    with pytest.raises(bench.Missed, match=r"audit\.py --json says '', which is no JSON"):
+        bench.reported(place, "audit.py")
 
 
 def test_a_limited_call_waits_as_long_as_the_model_says() -> None:
-    assert f"\nWAIT = {r.WAIT}  # seconds" in r.FAULTY.read_text("utf-8")
+    assert f"\nWAIT = {bench.WAIT}  # seconds" in bench.FAULTY.read_text("utf-8")
 
 
 # what the person sees
 
 
 def fails(*_: object) -> str:
-    raise r.Missed("it did not work, " * 12)
+    raise bench.Missed("it did not work, " * 12)
 
 
-def rehearsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *bad: str) -> r.Rehearsal:
+def rehearsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *bad: str) -> bench.Rehearsal:
     """A rehearsal of one step and two faults that do nothing; those named fail."""
-    one = r.Step("a step", "model", fails if "step" in bad else lambda _: "done")
-    good = r.Planted("good", "w", "somebody", lambda *_: "seen")
+    one = bench.Step("a step", "model", fails if "step" in bad else lambda _: "done")
+    good = bench.Planted("good", "w", "somebody", lambda *_: "seen")
     other = replace(good, name="other", proof=fails if "fault" in bad else good.proof)
     monkeypatch.setattr(r, "STEPS", (one, one))
     monkeypatch.setattr(r, "FAULTS", (good, other))
@@ -157,7 +158,7 @@ def test_the_last_line_is_the_verdict_and_all_fits_80_columns(
 ) -> None:
     done = rehearsed(monkeypatch, tmp_path, *bad)
     lines = list(r.table(done, {"cpu_seconds": 1.5}))
-    assert done.passed is (not bad)
+    assert r.passed(done) is (not bad)
     assert lines[-1] == verdict
     assert max(map(len, lines)) <= 80
     assert "planted faults and who caught them" in lines
@@ -168,11 +169,18 @@ def test_it_stays_a_matter_of_a_minute(told: dict[str, Any]) -> None:
 
 
 def test_the_names_of_all_rows_are_different_and_fit_the_table() -> None:
-    assert len({row.name for row in [*r.STEPS, *r.FAULTS]}) == len(r.STEPS) + len(r.FAULTS)
-    assert [row.name for row in r.FAULTS if len(row.name) > 23] == []
-    assert [row.name for row in r.STEPS if len(row.name) > 27] == []
-    rows = [*map(partial(r.Done, seconds=1.0, passed=True, said="x" * 99), [*r.STEPS, *r.FAULTS])]
-    done = r.Rehearsal(Path(), Path(), rows[: len(r.STEPS)], rows[len(r.STEPS) :])
+    assert len({row.name for row in [*steps.STEPS, *faults.FAULTS]}) == len(steps.STEPS) + len(
+        faults.FAULTS
+    )
+    assert [row.name for row in faults.FAULTS if len(row.name) > 23] == []
+    assert [row.name for row in steps.STEPS if len(row.name) > 27] == []
+    rows = [
+        *map(
+            partial(bench.Done, seconds=1.0, passed=True, said="x" * 99),
+            [*steps.STEPS, *faults.FAULTS],
+        )
+    ]
+    done = bench.Rehearsal(Path(), Path(), rows[: len(steps.STEPS)], rows[len(steps.STEPS) :])
     assert max(map(len, r.table(done, {"cpu_seconds": 15.0}))) <= 80
 
 
@@ -191,6 +199,6 @@ def test_a_full_rehearsal_says_that_it_is_not_built(tmp_path: Path) -> None:
 
 
 def test_the_models_that_misbehave_are_shipped(tmp_path: Path) -> None:
-    assert r.FAULTY.is_file()
-    assert r.FAULTY.is_relative_to(CODE / "finetune_skills")
+    assert bench.FAULTY.is_file()
+    assert bench.FAULTY.is_relative_to(CODE / "finetune_skills")
     assert sys.modules.get("faulty") is None

@@ -15,8 +15,8 @@ import pytest
 
 from designs import edit, example
 from finetune_skills import gates
-from finetune_skills import rehearse as r
 from finetune_skills.checks_slice import SLICE_SEEN, check_slice
+from finetune_skills.rehearsal import bench
 from infrastructure import Appender, encode_line, selector_hash
 from judging import words_hash
 from slicing import FOLDER, MANIFEST, taught_exchanges
@@ -504,10 +504,10 @@ def test_the_gate_is_a_row_with_figures_and_goes_stale(done: Path) -> None:
 
 def test_trial_conversations_are_left_out_unless_asked_for_and_marked(tmp_path: Path) -> None:
     root = opened(tmp_path / "demo", "taxonomy", "prompts", "baseline", "rubric")
-    r.script(root, "personas.py", "--count", "40")
-    r.script(root, "personas.py", "--count", "8", "--evaluation")
-    r.script(root, "generate.py", "--trial")
-    r.script(root, "assess.py")
+    bench.script(root, "personas.py", "--count", "40")
+    bench.script(root, "personas.py", "--count", "8", "--evaluation")
+    bench.script(root, "generate.py", "--trial")
+    bench.script(root, "assess.py")
     assert "are trial, for --trial" in refused(root)
     told = made(root, "--trial")
     data = rows(root)

@@ -22,10 +22,11 @@ import pytest
 from children import CODE
 from finetune_skills import gates, labels, quality, rehearse
 from finetune_skills.findings import Checked
+from finetune_skills.rehearsal import bench, faults, steps
 
 pytestmark = pytest.mark.slow  # one rehearsal and a copy for each row: minutes
 
-FAULTS = {row.name: row for row in rehearse.FAULTS}
+FAULTS = {row.name: row for row in faults.FAULTS}
 CHECKED = {gate.name: gate for gate in gates.GATES.values() if gate.check is not None}
 # Never what is removed: then the proof would be missing, and not the check.
 PROOFS = ("finetune_skills/rehearse.py", "finetune_skills/rehearsal/")
@@ -35,11 +36,13 @@ import json, sys
 from functools import partial
 from pathlib import Path
 from finetune_skills import rehearse as r
+from finetune_skills.rehearsal import bench, faults, steps
+from finetune_skills.rehearsal import bench, faults
 
 root, scratch, calm, *names = sys.argv[1:]
-done = r.Rehearsal(Path(root), Path(scratch))
+done = bench.Rehearsal(Path(root), Path(scratch))
 vars(done)["calm"] = Path(calm)  # undisturbed, with all checks: the same for every row
-for fault in (fault for fault in r.FAULTS if fault.name in names):
+for fault in (fault for fault in faults.FAULTS if fault.name in names):
     print(json.dumps(r.timed(fault, partial(r._planted, fault, done)).to_dict()))
 """
 
@@ -342,7 +345,7 @@ def cut(code: Path, project: Path, edit: Edit) -> None:
 
 
 def tried(
-    edits: list[Edit], names: list[str], bundle: Path, done: rehearse.Rehearsal, place: Path
+    edits: list[Edit], names: list[str], bundle: Path, done: bench.Rehearsal, place: Path
 ) -> dict[str, dict[str, Any]]:
     """What becomes of these rows without these lines of code."""
     code = linked(bundle / "code", place / "bundle/code")
@@ -361,7 +364,7 @@ def tried(
 
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_fault_is_missed_without_its_check(
-    name: str, number: int, bundle: Path, done: rehearse.Rehearsal, tmp_path: Path
+    name: str, number: int, bundle: Path, done: bench.Rehearsal, tmp_path: Path
 ) -> None:
     removal = REMOVED[name][number]
     row = tried([removal.edit], [name], bundle, done, tmp_path)[name]
@@ -371,7 +374,7 @@ def test_a_fault_is_missed_without_its_check(
 
 @pytest.mark.parametrize("gate", CHECKED)
 def test_without_the_check_of_a_gate_each_of_its_faults_is_missed(
-    gate: str, bundle: Path, done: rehearse.Rehearsal, tmp_path: Path
+    gate: str, bundle: Path, done: bench.Rehearsal, tmp_path: Path
 ) -> None:
     check: Any = CHECKED[gate].check
     empty = f"\n\ndef {check.__name__}(root):\n    return Checked(items=1)\n"
@@ -385,7 +388,7 @@ def of_gate(gate: str) -> list[str]:
 
 
 def test_without_any_removal_the_copy_of_the_bundle_catches(
-    bundle: Path, done: rehearse.Rehearsal, tmp_path: Path
+    bundle: Path, done: bench.Rehearsal, tmp_path: Path
 ) -> None:
     names = ["weights of 1.05", "tool call", "too few pass", "killed process"]
     rows = tried([], names, bundle, done, tmp_path)
@@ -415,12 +418,12 @@ def test_what_is_removed_is_a_check_and_never_a_proof() -> None:
 @pytest.fixture(scope="module")
 def rehearsed(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[rehearse.Rehearsal, dict[str, rehearse.Done]]:
+) -> tuple[bench.Rehearsal, dict[str, bench.Done]]:
     """A rehearsal of all steps, and what became of each when nothing was done: just before it is
     run for real, it is run in a copy of the project as it is then."""
-    place, idle = tmp_path_factory.mktemp("rehearsal"), dict[str, rehearse.Done]()
-    done = rehearse.Rehearsal(place / "project", place / "copies")
-    for number, step in enumerate(rehearse.STEPS):
+    place, idle = tmp_path_factory.mktemp("rehearsal"), dict[str, bench.Done]()
+    done = bench.Rehearsal(place / "project", place / "copies")
+    for number, step in enumerate(steps.STEPS):
         before = place / f"before-{number}"
         if done.root.exists():
             shutil.copytree(done.root, before)
@@ -429,37 +432,38 @@ def rehearsed(
             done.steps.append(rehearse.timed(step, partial(step.work, done)))
         with pytest.MonkeyPatch.context() as patch:
             undo(step, before, said, patch)
-            other = rehearse.Rehearsal(before, place / "none")
+            other = bench.Rehearsal(before, place / "none")
             idle[step.name] = rehearse.timed(step, partial(step.work, other))
         shutil.rmtree(before, ignore_errors=True)
     return done, idle
 
 
 @pytest.fixture(scope="module")
-def done(rehearsed: tuple[rehearse.Rehearsal, dict[str, rehearse.Done]]) -> rehearse.Rehearsal:
+def done(rehearsed: tuple[bench.Rehearsal, dict[str, bench.Done]]) -> bench.Rehearsal:
     assert [each.said for each in rehearsed[0].steps if not each.passed] == []
     return rehearsed[0]
 
 
 def recorded(patch: pytest.MonkeyPatch) -> list[str]:
     """What the scripts of a step print, while they are run as ever."""
-    said, real = list[str](), rehearse.script
+    said, real = list[str](), bench.script
 
     def script(place: Path, name: str, *words: str) -> Any:
         ended = real(place, name, *words)
         said.append(ended.stdout)
         return ended
 
-    patch.setattr(rehearse, "script", script)
+    for module in (bench, steps):  # `reported` is of the first
+        patch.setattr(module, "script", script)
     return said
 
 
-def undo(step: rehearse.Step, place: Path, said: list[str], patch: pytest.MonkeyPatch) -> None:
+def undo(step: bench.Step, place: Path, said: list[str], patch: pytest.MonkeyPatch) -> None:
     """Let a step do nothing: its script says what it said for real, and writes no file; its gate
     looks at nothing; no review is kept."""
     kind = step.name.split()[0].rstrip(",")
     if kind == "init":
-        patch.setattr(rehearse, "create_project", lambda root, *_, **__: [root / "README.md"])
+        patch.setattr(steps, "create_project", lambda root, *_, **__: [root / "README.md"])
     elif kind == "gate":
         idle = gates.GATES[step.gate].__class__(**{**vars(gates.GATES[step.gate]), "check": none})
         patch.setitem(gates.GATES, step.gate, idle)
@@ -476,9 +480,9 @@ def none(root: Path) -> Checked:
     return Checked()
 
 
-@pytest.mark.parametrize("name", [step.name for step in rehearse.STEPS])
+@pytest.mark.parametrize("name", [step.name for step in steps.STEPS])
 def test_a_step_in_which_nothing_is_done_fails(
-    name: str, rehearsed: tuple[rehearse.Rehearsal, dict[str, rehearse.Done]]
+    name: str, rehearsed: tuple[bench.Rehearsal, dict[str, bench.Done]]
 ) -> None:
     idle = rehearsed[1][name]
     assert not idle.passed, idle.said

@@ -338,7 +338,7 @@ def rehearse(keep: Path | None, full: bool, json_: bool) -> None:
         raise FinetuneError("rehearse --full: not built yet. Run it without --full.")
     done, told = rehearsing.rehearse(keep)
     show(told, "\n".join(rehearsing.table(done, told)), json_)
-    sys.exit(0 if done.passed else 1)
+    sys.exit(0 if rehearsing.passed(done) else 1)
 
 
 @main.command()
