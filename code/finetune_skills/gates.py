@@ -20,7 +20,13 @@ from typing import Any
 from finetune_skills import checks_design as d
 from finetune_skills.checks_audit import AUDIT_SEEN, check_audit
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
-from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, check_fixup, check_scale
+from finetune_skills.checks_curate import (
+    FIXUP_SEEN,
+    SCALE_SEEN,
+    TRIAL,
+    check_fixup,
+    check_scale,
+)
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_slice import SLICE_SEEN, check_slice
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
@@ -327,6 +333,8 @@ def next_command(found: Mapping[str, State]) -> str:
     first = next((state for state in found.values() if state.state not in OPEN), None)
     if first is None:
         return ""
+    if first.state == "not built" and str(found["scale"].figures.get("made", "")) == TRIAL:
+        return "python scripts/generate.py --count N   (so far there is only a trial)"
     if first.state == "waiting":
         return f"finetune approve {first.gate} --by NAME   (a person, at a terminal)"
     return "" if first.state == "not built" else f"finetune gate {first.gate}"

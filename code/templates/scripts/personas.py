@@ -30,6 +30,7 @@ from typing import Any
 import infrastructure
 import sampling
 import settings
+import stage
 from evidence import clopper_pearson
 from infrastructure import Appender, FinetuneError, ReadReport, encode_line, iter_records, rng
 from sampling import Persona, Plan, Pot, Shares, Tally, between, prepare, some, weights_of
@@ -347,4 +348,4 @@ def _run(options: argparse.Namespace, purpose: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage.shown(main))
