@@ -840,9 +840,8 @@ def needs(module: str, extra: str, who: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        said = f"{who}: the package `{module}` is not installed ({exc})"
-        todo = f".venv/bin/pip install '.[{extra}]' in a project"
-        raise StopRun(f"{said}. Install: {todo}, else 'finetune-skills[{extra}]'.") from None
+        said = f"{who}: the package `{module}` is not installed ({exc}). In a project: .venv/bin/"
+        raise StopRun(f"{said}pip install '.[{extra}]'; else 'finetune-skills[{extra}]'") from None
 
 
 # ── structured output ─────────────────────────────────────────────────────────────────────────────
@@ -2435,8 +2434,7 @@ def project_root(start: str | Path | None = None) -> Path:
     """The project that this folder belongs to."""
     found, where = find_project(start), Path(start or Path.cwd()).resolve()
     if found is None:
-        said = f"{where}: no project here: no .finetune, no config/project.yaml"
-        raise FinetuneError(f"{said}. Go into its folder, or make one: finetune init DIR")
+        raise FinetuneError(f"{where}: no project here. Go into one, or make it: finetune init DIR")
     return found
 
 

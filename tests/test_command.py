@@ -413,3 +413,29 @@ def test_doctor_live_asks_each_role_once(root: Path) -> None:
     assert roles["base"].startswith("answers")
     assert "no module" in roles["fixup"]
     assert done.returncode == 1
+
+
+def test_doctor_looks_at_the_projects_own_environment(root: Path) -> None:
+    (root / "echo.py").write_text("import sys\ndef reply(*_, **__):\n    return sys.prefix")
+    edit(root / "config/project.yaml", "base: null", 'base: {model: "python:echo:reply"}')
+    assert "need a .venv" in json.loads(finetune(root, "doctor", "--json").stdout)["python"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
+    found = json.loads(finetune(root, "doctor", "--json").stdout)
+    assert found["python"].endswith("(of the project's .venv)")
+    assert set(found["packages"].values()) == {"not installed"}
+    done = finetune(root, "doctor", "--live", "--json")
+    assert ".venv does not work" in json.loads(done.stdout)["python"]
+    assert "has no package pydantic" in done.stderr
+
+
+def test_status_says_that_a_trial_is_only_a_trial_and_what_comes_next(root: Path) -> None:
+    from finetune_skills import cli, gates
+    from finetune_skills.checks_curate import TRIAL
+
+    found = {name: gates.State(name, each.phase, "passed") for name, each in gates.GATES.items()}
+    for name in ("dataset", "mask", "training", "gguf", "evaluation", "sanity", "ship"):
+        found[name].state = "not built"
+    assert gates.next_command(found) == ""
+    found["scale"].figures["made"] = TRIAL
+    assert gates.next_command(found).startswith("python scripts/generate.py --count N")
+    assert f"passed ({TRIAL})" in cli.status_table(found, "")

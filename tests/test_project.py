@@ -49,7 +49,7 @@ def test_the_root_is_found_from_any_folder_below(tmp_path: Path, mark: str) -> N
 
 
 def test_a_folder_outside_any_project_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FinetuneError, match=r"no project here.*project\.yaml"):
+    with pytest.raises(FinetuneError, match=r"no project here.*finetune init DIR"):
         project_root(tmp_path)
 
 

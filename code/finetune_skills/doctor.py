@@ -1,7 +1,7 @@
 """What `finetune doctor` finds: versions of packages, and whether each role's model answers.
 
-The scripts of a project run in its own environment, so that one is looked at where it is there: with
-its Python, in a process of its own. Needs no click, which a project's environment has not.
+The scripts of a project run in its own environment, so that one is looked at where there is one:
+by its Python, in a process of its own. Needs no click, which is not in there.
 """
 
 from __future__ import annotations

@@ -20,13 +20,7 @@ from typing import Any
 from finetune_skills import checks_design as d
 from finetune_skills.checks_audit import AUDIT_SEEN, check_audit
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
-from finetune_skills.checks_curate import (
-    FIXUP_SEEN,
-    SCALE_SEEN,
-    TRIAL,
-    check_fixup,
-    check_scale,
-)
+from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, TRIAL, check_fixup, check_scale
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_slice import SLICE_SEEN, check_slice
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens

@@ -296,7 +296,8 @@ def _show(run: Import, files: int, as_json: bool) -> None:
     told |= {name: run.counts[name] for name in names} | {"refused": len(run.refused)}
     rules = dict(sorted(run.notes.items()))
     if as_json:
-        print(json.dumps(told | {"rules": rules, "refusals": run.refused, "drawn": run.drawn}, indent=1))
+        told |= {"rules": rules, "refusals": run.refused, "drawn": run.drawn}
+        print(json.dumps(told, indent=1))
         return
     print("\n".join(f"{name:<40}{value}" for name, value in told.items()))
     print("".join(f"  {name:<38}{value}\n" for name, value in rules.items()), end="")
