@@ -304,8 +304,9 @@ def _show(run: Import, files: int, as_json: bool) -> None:
     print("".join(f"refused: {line}\n" for line in run.refused), end="")
     for name, count in sorted(run.drawn.items(), reverse=True):
         print(f"{f'drawn for the gate {name[:-4]}':<40}{name}, {count} of them")
-    if not run.dry:
-        print(f"{'next':<40}python scripts/assess.py, then finetune review")
+    batch = "pilot-000" if run.drawn else run.name
+    if run.counts["imported"] and not run.dry:
+        print(f"{'next':<40}python scripts/assess.py, then finetune review --batch {batch}")
 
 
 def _options() -> argparse.Namespace:
