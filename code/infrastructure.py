@@ -840,8 +840,8 @@ def needs(module: str, extra: str, who: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        said = f"{who}: the package `{module}` is not installed ({exc})"
-        raise StopRun(f"{said}. Install it: pip install 'finetune-skills[{extra}]'") from None
+        said = f"{who}: the package `{module}` is not installed ({exc}). In a project: .venv/bin/"
+        raise StopRun(f"{said}pip install '.[{extra}]'; else 'finetune-skills[{extra}]'") from None
 
 
 # ── structured output ─────────────────────────────────────────────────────────────────────────────
@@ -2434,7 +2434,7 @@ def project_root(start: str | Path | None = None) -> Path:
     """The project that this folder belongs to."""
     found, where = find_project(start), Path(start or Path.cwd()).resolve()
     if found is None:
-        raise FinetuneError(f"{where}: no project here: no .finetune, no config/project.yaml")
+        raise FinetuneError(f"{where}: no project here. Go into one, or make it: finetune init DIR")
     return found
 
 
@@ -2607,7 +2607,7 @@ def require_gate(name: str, root: str | Path | None = None) -> None:
     lines = iter_records(home / ".finetune/ledger.jsonl", report)
     rows = [line for line in lines if line.get("gate") == name]
     report.tell()
-    why = _why_closed(home, rows, person) if rows else "it is not in the ledger"
+    why = _why_closed(home, rows, person) if rows else "it was never run"
     if why is not None:
         by_hand = f", then a person: finetune approve {name}" if person else ""
         raise FinetuneError(f"gate {name}: not passed: {why}. Run: finetune gate {name}{by_hand}")

@@ -23,6 +23,7 @@ import math
 import os
 import re
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,17 +43,23 @@ from typing import (
 )
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+try:
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        ConfigDict,
+        Field,
+        ValidationError,
+        ValidationInfo,
+        create_model,
+        field_validator,
+    )
+    from pydantic_core import ErrorDetails, PydanticCustomError
+except ModuleNotFoundError as missing:  # the first package that any stage asks for
+    said = f"{sys.executable} has no package {missing.name}. In the project: "
+    said += "python3 -m venv .venv && .venv/bin/pip install '.[local]', then "
+    print(f"{said}.venv/bin/python scripts/...", file=sys.stderr)
+    sys.exit(2)
 
 MAX_BYTES = 1_000_000  # of one configuration file
 MAX_VALUES = 20_000  # in one file; a large rubric has about 2,000

@@ -117,7 +117,8 @@ def test_the_short_entry_is_a_valid_role_and_can_be_built(kind: str, tmp_path: P
     spec, options = settings.backend_arguments(base)
     if kind not in ("llamacpp", "python"):
         assert get_backend(spec, **options).name
-    assert ("Install: " in done.stdout) == bool(PROVIDERS[kind][0])
+    packages = f".[{PROVIDERS[kind][0]}]" if PROVIDERS[kind][0] else "."
+    assert f".venv/bin/pip install '{packages}'" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert kind in SPECS or entry[1] == f"{{model: {kind}:MODEL}}"
 
@@ -126,7 +127,7 @@ def test_init_says_what_to_install_and_which_keys_to_set(tmp_path: Path) -> None
     done = finetune(tmp_path, "init", "demo", "--providers", " Google, local,google", "--json")
     told = json.loads(done.stdout)
     assert told["todo"] == [
-        "Install: pip install 'finetune-skills[google,local]'",
+        "There: python3 -m venv .venv && .venv/bin/pip install '.[google,local]'",
         "In .env (copy .env.example): GOOGLE_API_KEY",
     ]
     manifest = json.loads((tmp_path / "demo" / MANIFEST).read_text())
@@ -136,10 +137,13 @@ def test_init_says_what_to_install_and_which_keys_to_set(tmp_path: Path) -> None
 def test_at_a_terminal_each_question_is_asked_and_a_wrong_answer_asked_again(
     tmp_path: Path,
 ) -> None:
-    typed = ["demo", "tea", "en", "laptop", "true", "lots", "20", "gemini", "google"]
+    typed = ["demo", "tea", "English", "en", "laptop", "yes", "true", "lots", "20"]
+    typed += ["gemini", "google"]
     code, _, shown = at_a_terminal(tmp_path, "\n".join(typed), "init", "demo")
     assert code == 0, shown
     assert "not a sum of dollars" in shown
+    assert "not a language code" in shown
+    assert "not true or false" in shown
     assert 'Did you mean "google"?' in shown
     values = json.loads((tmp_path / "demo" / MANIFEST).read_text())["values"]
     assert {key: values[key] for key in QUESTIONS} == {

@@ -404,7 +404,11 @@ def test_doctor_says_which_keys_are_set_and_never_shows_one(
 
 def test_doctor_live_asks_each_role_once(root: Path) -> None:
     (root / "echo.py").write_text(
-        'def reply(messages, *, schema=None, scope=""):\n    return "ready"'
+        'def reply(messages, *, schema=None, scope=""):\n    return "ready"\n'
+        "def broken(messages, *, schema=None, scope=''):\n    return {}['x']\n"
+    )
+    edit(
+        root / "config/project.yaml", "assistant: null", 'assistant: {model: "python:echo:broken"}'
     )
     edit(root / "config/project.yaml", "base: null", 'base: {model: "python:echo:reply"}')
     edit(root / "config/project.yaml", "fixup: null", 'fixup: {model: "python:none:reply"}')
@@ -412,4 +416,43 @@ def test_doctor_live_asks_each_role_once(root: Path) -> None:
     roles = json.loads(done.stdout)["roles"]
     assert roles["base"].startswith("answers")
     assert "no module" in roles["fixup"]
+    assert "raised KeyError: 'x'" in roles["assistant"]
     assert done.returncode == 1
+
+
+def test_doctor_looks_at_the_projects_own_environment(root: Path) -> None:
+    (root / "echo.py").write_text("import sys\ndef reply(*_, **__):\n    return sys.prefix")
+    edit(root / "config/project.yaml", "base: null", 'base: {model: "python:echo:reply"}')
+    assert "need a .venv" in json.loads(finetune(root, "doctor", "--json").stdout)["python"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
+    found = json.loads(finetune(root, "doctor", "--json").stdout)
+    assert found["python"].endswith("(of the project's .venv)")
+    assert set(found["packages"].values()) == {"not installed"}
+    done = finetune(root, "doctor", "--live", "--json")
+    assert "does not work" in json.loads(done.stdout)["roles"][".venv"]
+    assert "has no package pydantic" in done.stderr
+    assert done.returncode == 1
+
+
+def test_without_live_doctor_runs_nothing_of_the_project(root: Path) -> None:
+    (root / ".venv/bin").mkdir(parents=True)
+    (root / ".venv/pyvenv.cfg").write_text("version = 3.12.9\n")
+    program = root / ".venv/bin/python"
+    program.write_text("#!/bin/sh\ntouch RAN\n")
+    program.chmod(0o755)
+    found = json.loads(finetune(root, "doctor", "--json").stdout)
+    assert found["python"] == "3.12.9 (of the project's .venv)"
+    assert not (root / "RAN").exists()
+
+
+def test_status_says_that_a_trial_is_only_a_trial_and_what_comes_next(root: Path) -> None:
+    from finetune_skills import cli, gates
+    from finetune_skills.checks_curate import TRIAL
+
+    found = {name: gates.State(name, each.phase, "passed") for name, each in gates.GATES.items()}
+    for name in ("dataset", "mask", "training", "gguf", "evaluation", "sanity", "ship"):
+        found[name].state = "not built"
+    assert gates.next_command(found) == ""
+    found["scale"].figures["made"] = TRIAL
+    assert gates.next_command(found).startswith("python scripts/generate.py --count N")
+    assert f"passed ({TRIAL})" in cli.status_table(found, "")

@@ -26,15 +26,8 @@ def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = designed(tmp_path_factory.mktemp("reviewed") / "demo")
     done = bench.Rehearsal(root, root.parent / "scratch")
     bench.script(root, "personas.py", "--count", str(bench.PERSONAS))
-    for step in (
-        steps.pilot,
-        steps.imported,
-        steps.judged,
-        steps.reviewed,
-        steps.confirm,
-        steps.judged,
-        steps.reviewed,
-    ):
+    read = (steps.judged, steps.reviewed)
+    for step in (steps.pilot, steps.imported, *read, steps.confirm, *read):
         step(done)
     return root
 
@@ -229,6 +222,26 @@ def test_fives_are_said_to_show_little(k: int, chance: str, advice: str) -> None
     told = checks_pilot.learned({"ids": list(rows)}, rows)
     assert told["passed"] == f"{k} of 5: a process at 50 % gets there {chance} of the time"
     assert advice in told["advice"]
+
+
+def test_an_approval_is_of_one_batch_and_of_no_later_one(place: Path) -> None:
+    gates.pass_gate(place, "pilot", "test")
+    assert gates.decide(place, "pilot", "approved", "Ann").state == "passed"
+    path = place / "data/batches/pilot-001.json"
+    later = json.loads(path.read_bytes()) | {"id": "pilot-002"}
+    (path.with_name("pilot-002.json")).write_text(json.dumps(later))
+    assert gates.states(place, "pilot")["pilot"].state == "waiting"
+    assert gates.decide(place, "pilot", "approved", "Ann").state == "passed"
+
+
+def test_what_was_said_of_imported_chats_opens_nothing_that_is_generated(place: Path) -> None:
+    gates.decide(place, "confirm", "waived", "test", "to see what the script asks")
+    for path in (place / "data/batches").glob("*.json"):
+        path.unlink()
+    drawn = {"id": "confirm-000", "kind": "confirm", "ids": [], "inputs": {}, "drawn_from": ["x"]}
+    (place / "data/batches/confirm-000.json").write_text(json.dumps(drawn))
+    with pytest.raises(bench.Missed, match="says nothing of what is generated"):
+        bench.script(place, "generate.py", "--count", "30")
 
 
 def test_one_transcript_that_nobody_read_keeps_it_closed(place: Path) -> None:

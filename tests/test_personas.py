@@ -771,6 +771,12 @@ def test_two_projects_in_one_environment_each_run_their_own_modules(
     assert script(other, "--dry-run", cwd=root, PYTHONPATH=str(root)).stdout.count("other ") == 4
 
 
+def test_a_reader_who_has_seen_enough_costs_no_traceback(root: Path) -> None:
+    command = f"{sys.executable} scripts/personas.py --dry-run | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 @pytest.mark.slow
 def test_uv_runs_it_in_a_new_project(root: Path) -> None:

@@ -727,3 +727,13 @@ def test_a_test_of_the_audit_has_one_limit_in_one_place(tmp_path: Path) -> None:
         "audit.phrase_vary.severity" in line and "critical, info, warning" in line for line in found
     )
     assert any("audit.phrase_vary.limit" in line for line in found)
+
+
+def test_without_its_packages_it_says_in_one_line_how_to_get_them(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")], check=True)
+    done = subprocess.run(
+        [str(tmp_path / "v/bin/python"), str(CODE / "settings.py")], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "has no package pydantic. In the project: python3 -m venv .venv" in done.stderr

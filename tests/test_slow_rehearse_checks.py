@@ -36,7 +36,6 @@ import json, sys
 from functools import partial
 from pathlib import Path
 from finetune_skills import rehearse as r
-from finetune_skills.rehearsal import bench, faults, steps
 from finetune_skills.rehearsal import bench, faults
 
 root, scratch, calm, *names = sys.argv[1:]

@@ -32,6 +32,13 @@ SHARES = {
     "run_evaluation": 0.10,
 }
 NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")  # as settings.py has it for ids
+FORMS = {  # as settings.py has them: what it has to look like, and how that is said
+    "language": (
+        re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"),
+        'a language code. Write "en" or "pt-BR"',
+    ),
+    "offline": (re.compile("true|false"), "true or false. Write one of the two words"),
+}
 DOLLARS = re.compile(r"\$?(\d{1,9})(?:\.(\d{1,2}))?")
 # kind: (extra that brings its package, what else it needs)
 PROVIDERS = {
@@ -80,6 +87,8 @@ def checked(key: str, text: str) -> str:
     if key == "name" and text and not NAME.fullmatch(text):
         said = "Use letters, digits and . _ - only, at most 120."
         raise FinetuneError(f'name: "{text[:40]}" is not a name for files. {said}')
+    if key in FORMS and text and not FORMS[key][0].fullmatch(text):
+        raise FinetuneError(f'{key}: "{text[:40]}" is not {FORMS[key][1]}.')
     if key == "budget":
         return budget_of(text)
     return ", ".join(providers_of(text)) or NONE if key == "providers" else text
@@ -140,9 +149,10 @@ def needed(kinds: Iterable[str]) -> str:
 
 
 def hints(values: Mapping[str, str]) -> list[str]:
-    """What to install and which keys to set, one line each."""
+    """What to install in the new folder and which keys to set, one line each."""
     kinds = providers_of(values.get("providers", NONE))
     extras = [PROVIDERS[kind][0] for kind in kinds if PROVIDERS[kind][0]]
     keys = [PROVIDERS[kind][1] for kind in kinds if PROVIDERS[kind][1].endswith("_KEY")]
-    lines = [f"Install: pip install 'finetune-skills[{','.join(extras)}]'"] if extras else []
+    packages = f".[{','.join(extras)}]" if extras else "."
+    lines = [f"There: python3 -m venv .venv && .venv/bin/pip install '{packages}'"]
     return lines + ([f"In .env (copy .env.example): {', '.join(keys)}"] if keys else [])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from judging import Court
 
 ASSISTANT = "config/prompts/assistant.md"
+TRIAL = "a trial only: nothing of it ships"
 ASSESS, FIXUP = "Run: python scripts/assess.py", "Run: python scripts/fixup.py"
 SCALE_SEEN = (
     "config/prompts/user_sim.md",
@@ -77,7 +78,7 @@ def _imports(root: Path) -> list[Batch]:
 
 def _kind(batch: Batch) -> dict[str, str]:
     """What the figures are of, where it is not what they usually are."""
-    said = {"trial": "a trial only: nothing of it ships", "import": "imported: no rate is promised"}
+    said = {"trial": TRIAL, "import": "imported: no rate is promised"}
     return {"made": said[batch["kind"]]} if batch["kind"] in said else {}
 
 

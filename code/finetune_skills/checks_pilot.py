@@ -145,7 +145,8 @@ def _unanswered(
             continue
         for name in findings_of(label, rows.get(label.id)):
             if not label.fine.get(name, "").strip():
-                todo = "Change a prompt or the rubric and make five more, or say why it is fine."
+                todo = "Change a prompt or the rubric and make five more, or say why it is fine "
+                todo += f"(key f): {REVIEW[5:]} --batch {batch['id']}"
                 yield Finding(LABELS, f"{batch['id']}: {label.id}, {name}: not answered.", todo)
 
 

@@ -272,7 +272,8 @@ def _enough(
         todo = "Write how many examples you want, training and validation together."
         yield Finding(f"{PROJECT} slicing.target_examples", "is not decided.", todo)
     elif len(rows) < target:
-        todo = "Generate more: finetune estimate says how many conversations."
+        todo = "Generate or import more (finetune estimate says how many conversations), or let "
+        todo += f"a person decide that {len(rows)} will do: slicing.target_examples in {PROJECT}."
         yield Finding(DATA, f"holds {len(rows)} examples; the target is {target}.", todo)
     if share > project.thresholds.lost_slices:
         said = f"{share:.0%} of the examples are over limits.max_tokens and left out."

@@ -155,7 +155,7 @@ def status_table(found: Any, following: str) -> str:
         done = sum(state.state in ("passed", "waived") for state in rows)
         lines.append(f"{phase}  {done}/{len(rows)}")
         for state in rows:
-            lines.append(f"  {state.gate:<11}{state.state}" + waived_because(state))
+            lines.append(f"  {state.gate:<11}{state.state}" + remark(state))
             if state.state in ("failed", "stale"):
                 lines += map(wrapped, state.findings[:MOST_SHOWN])
                 more = len(state.findings) - MOST_SHOWN
@@ -172,8 +172,10 @@ def wrapped(text: object, indent: str = "      ") -> str:
     return lines.fill(str(text))
 
 
-def waived_because(state: Any) -> str:
-    return f" ({state.reason})" if state.reason else ""
+def remark(state: Any) -> str:
+    """Why it was waived; and what was made, where that is not the usual."""
+    said = state.reason or (state.figures.get("made", "") if state.state == "passed" else "")
+    return f" ({said})" if said else ""
 
 
 @main.command()
@@ -375,17 +377,6 @@ def review(
     start.review(root, given, lambda url, at: show({"url": url, "port": at}, url, json_))
 
 
-PACKAGES: tuple[str, ...] = (
-    "pydantic",
-    "tenacity",
-    "openai",
-    "anthropic",
-    "google-genai",
-    "aiohttp",
-)
-PACKAGES += ("llama-cpp-python", "genai-prices", "tiktoken", "tokenizers", "torch")
-
-
 @main.command()
 @click.option("--live", is_flag=True, help="One tiny call to each role's model. May cost a little.")
 @as_json
@@ -395,16 +386,14 @@ def doctor(live: bool, json_: bool) -> None:
     Example: finetune doctor --live
     """
     import os
-    import platform
 
+    from finetune_skills import doctor as examining
     from infrastructure import KEYS, find_project
 
     root = find_project()
     environment_of(root)
-    told: dict[str, Any] = {"python": platform.python_version(), "project": str(root or "none")}
-    told["packages"] = {name: version_of(name) for name in PACKAGES}
-    told["keys"] = {name: "set" if os.environ.get(name) else "not set" for name in KEYS}
-    told["roles"] = call_roles(root) if live and root else {}
+    keys = {name: "set" if os.environ.get(name) else "not set" for name in KEYS}
+    told = {"project": str(root or "none"), "keys": keys} | examining.examine(root, live)
     show(told, doctor_text(told), json_)
     sys.exit(int(any(not said.startswith("answers") for said in told["roles"].values())))
 
@@ -419,53 +408,8 @@ def environment_of(root: Path | None) -> None:
         click.echo(str(error), err=True)
 
 
-def version_of(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def call_roles(root: Path) -> dict[str, str]:
-    """What each decided role answers to one tiny question."""
-    import asyncio
-
-    from infrastructure import FinetuneError, get_backend
-    from settings import SettingsError, backend_arguments, load_project
-
-    try:
-        roles = load_project(root).roles
-    except SettingsError as error:
-        raise FinetuneError(str(error)) from None
-    said = {}
-    for name, role in decided(roles):
-        spec, options = backend_arguments(role)
-        options = options | ({"root": root} if spec.startswith("python:") else {})
-        try:
-            reply = asyncio.run(get_backend(spec, **options).complete("Say: ready", max_tokens=200))
-            said[name] = f"answers ({spec}, {reply.usage.output_tokens} tokens)"
-        except FinetuneError as error:
-            said[name] = str(error)
-        except Exception as error:  # noqa: BLE001 - a function of the project may raise anything
-            said[name] = f"{spec}: raised {type(error).__name__}: {error}"
-    return said
-
-
-def decided(roles: Any) -> list[tuple[str, Any]]:
-    """Every role that has a model; lists are counted from 0."""
-    found: list[tuple[str, Any]] = []
-    for name in type(roles).model_fields:
-        value = getattr(roles, name)
-        several = value if isinstance(value, list) else [value]
-        names = [f"{name}[{n}]" for n in range(len(several))] if several is value else [name]
-        found += [pair for pair in zip(names, several, strict=True) if pair[1] is not None]
-    return found
-
-
 def doctor_text(told: dict[str, Any]) -> str:
-    lines = [f"python {told['python']}, project {told['project']}"]
+    lines = [f"python {told['python']}", f"project {told['project']}"]
     for part in ("packages", "keys", "roles"):
         lines += [f"{part}:", *(f"  {name:<22}{value}" for name, value in told[part].items())]
     return "\n".join(line for line in lines if line != "roles:" or told["roles"])

@@ -20,7 +20,7 @@ from typing import Any
 from finetune_skills import checks_design as d
 from finetune_skills.checks_audit import AUDIT_SEEN, check_audit
 from finetune_skills.checks_baseline import BASELINE_SEEN, check_baseline
-from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, check_fixup, check_scale
+from finetune_skills.checks_curate import FIXUP_SEEN, SCALE_SEEN, TRIAL, check_fixup, check_scale
 from finetune_skills.checks_pilot import CONFIRM_SEEN, PILOT_SEEN, check_confirm, check_pilot
 from finetune_skills.checks_slice import SLICE_SEEN, check_slice
 from finetune_skills.checks_tokens import TOKENS_SEEN, check_tokens
@@ -202,6 +202,7 @@ def _state(root: Path, gate: Gate, rows: Sequence[Mapping[str, Any]], blocked: l
     state.findings, state.figures = checked.findings, checked.figures
     last = rows[-1] if rows else {}
     fresh = _still_open(gate.name, root)
+    same = last.get("figures", {}).get("batch") == checked.figures.get("batch")
     if last.get("result") == "waived" and fresh:
         state.state, state.reason = "waived", str(last.get("reason", ""))
     elif blocked:
@@ -209,8 +210,10 @@ def _state(root: Path, gate: Gate, rows: Sequence[Mapping[str, Any]], blocked: l
         state.findings = [Finding(gate.name, f"needs {name}.") for name in blocked]
     elif checked.findings:
         state.state = "failed"
-    elif fresh:
+    elif fresh and (same or last.get("result") != "approved"):
         state.state = "passed"
+    elif fresh:
+        state.state = "waiting"  # what a person has approved was another batch
     else:
         state.state = _not_open(root, gate, last)
     return state
@@ -327,6 +330,8 @@ def next_command(found: Mapping[str, State]) -> str:
     first = next((state for state in found.values() if state.state not in OPEN), None)
     if first is None:
         return ""
+    if first.state == "not built" and str(found["scale"].figures.get("made", "")) == TRIAL:
+        return "python scripts/generate.py --count N   (so far there is only a trial)"
     if first.state == "waiting":
         return f"finetune approve {first.gate} --by NAME   (a person, at a terminal)"
     return "" if first.state == "not built" else f"finetune gate {first.gate}"

@@ -54,10 +54,12 @@ class Work:
     unsafe: tuple[int, ...]  # exchanges, from 1
     soft: Mapping[int, tuple[str, ...]]  # exchange: criteria
 
-    @property
-    def plan(self) -> str:
-        if self.unsafe:
-            return f"cut before exchange {min(self.unsafe)}"
+    def plan(self, least: int) -> str:
+        first = min(self.unsafe, default=0)
+        if 0 < first <= least:
+            return f"reject: cut before exchange {first}, it keeps fewer than {least}"
+        if first:
+            return f"cut before exchange {first}"
         return f"rewrite {', '.join(f'exchange {number}' for number in sorted(self.soft))}"
 
 
@@ -93,7 +95,7 @@ def main() -> int:
         catch_up(court, options)
     works = [each for each in failing(court) if stage.in_shard(each.source.id, options.shard)]
     if options.dry_run:
-        plans = {each.source.id: each.plan for each in works}
+        plans = {each.source.id: each.plan(project.limits.min_exchanges) for each in works}
         return _show(options, {"to repair": len(works)} | plans)
     shop = prepare(project, court)
     played = stage.cast(project, "fixup") | dict(court.judges) if works else dict(court.judges)
@@ -266,11 +268,9 @@ def catch_up(court: Court, options: Any) -> None:
         if made and stage.in_shard(source.id, options.shard):
             why, parent = about["why"], about["transcript_hash"]
             rows.append(_event(source, about["how"], why, parent, source.hash))
-    with infrastructure.Appender(
-        ROOT / f"data/candidates{stage.suffix(options.shard)}.jsonl"
-    ) as candidates:
-        for row in rows:
-            candidates.append(row)
+    name = f"data/candidates{stage.suffix(options.shard)}.jsonl"
+    with infrastructure.Appender(ROOT / name) as candidates:
+        candidates.append_bytes(b"".join(map(infrastructure.encode_line, rows)))
 
 
 def repaired(work: Work, made: Fixed) -> Row:

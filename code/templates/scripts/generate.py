@@ -43,6 +43,7 @@ from simulation import Made, Rules
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
 GATE = {"pilot": "baseline", "confirm": "pilot", "trial": "baseline", "scale": "confirm"}
+OWN = {"confirm": "pilot", "scale": "confirm"}  # whose gate has to be about what was generated
 ALWAYS = "prompts"  # whatever else: what the models are told has passed its check
 FROZEN = ("config/prompts/user_sim.md", "config/prompts/assistant.md", "config/rubric.yaml")
 DEPENDS: tuple[str, ...] = ("persona-template.yaml#/", "artefacts.yaml#/", "project.yaml#/limits")
@@ -59,6 +60,7 @@ def main() -> int:
     if not options.dry_run:
         for gate in (ALWAYS, GATE[kind]):
             infrastructure.require_gate(gate, ROOT)
+        _own(OWN.get(kind, ""))
     settings.read_env(ROOT)
     project = settings.load_project(ROOT)
     seed = project.seeds.generation if options.seed is None else options.seed
@@ -70,6 +72,15 @@ def main() -> int:
     if options.dry_run:
         return _show(options, _planned(batch, todo, project))
     return _generate(batch, todo, project, rules, options)
+
+
+def _own(kind: str) -> None:
+    """An error where this gate was passed with imported chats: they say nothing of our prompts."""
+    last = [*batches(kind)][-1:] if kind else []
+    if last and last[0].get("drawn_from"):
+        said = f"gate {kind}: was passed with imported chats, and says nothing of what is generated"
+        todo = "generate.py --confirm" if kind == "confirm" else "generate.py"
+        raise FinetuneError(f"{said}. Run: python scripts/{todo}")
 
 
 def _generate(

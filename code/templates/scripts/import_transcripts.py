@@ -71,6 +71,7 @@ class Import:
     counts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)  # batch for a gate -> its size
 
 
 def main() -> int:
@@ -88,7 +89,7 @@ def main() -> int:
             _import_file(run, path, file, options.format)
         if not run.dry:
             finish(run.name)
-            draw()
+            run.drawn = draw()
             _write_stats()
     _show(run, len(files), options.json)
     return 1 if run.refused else 0
@@ -235,15 +236,15 @@ def finish(name: str) -> None:
     infrastructure.atomic_write(frozen, json.dumps(batch, indent=1) + "\n", 0o644)
 
 
-def draw() -> None:
+def draw() -> dict[str, int]:
     """Where nothing was generated: what a person learns from and what they decide on, drawn by key
-    from all that was imported, and frozen."""
+    from all that was imported, and frozen. Gives the new batches with their sizes."""
     folder = ROOT / "data/batches"
     found = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
     mine = {item: each for each in found if each["kind"] == "import" for item in each["ids"]}
     ids = sorted(mine, key=lambda item: (infrastructure.rng("imports", item).random(), item))
     if any(each["kind"] == "pilot" for each in found) or len(ids) < sum(DRAWN.values()):
-        return
+        return {}
     for kind, count in DRAWN.items():
         own, ids = ids[:count], ids[count:]
         batch = {"schema": infrastructure.SCHEMA, "id": f"{kind}-000", "kind": kind}
@@ -251,6 +252,7 @@ def draw() -> None:
         batch |= {"trial": any(mine[item]["trial"] for item in own), "ids": sorted(own)}
         path = folder / f"{batch['id']}.json"
         infrastructure.atomic_write(path, json.dumps(batch, indent=1) + "\n", 0o644)
+    return {f"{kind}-000": count for kind, count in DRAWN.items()}
 
 
 def _folder(name: str) -> Path:
@@ -294,13 +296,17 @@ def _show(run: Import, files: int, as_json: bool) -> None:
     told |= {name: run.counts[name] for name in names} | {"refused": len(run.refused)}
     rules = dict(sorted(run.notes.items()))
     if as_json:
-        print(json.dumps(told | {"rules": rules, "refusals": run.refused}, indent=1))
+        told |= {"rules": rules, "refusals": run.refused, "drawn": run.drawn}
+        print(json.dumps(told, indent=1))
         return
     print("\n".join(f"{name:<40}{value}" for name, value in told.items()))
     print("".join(f"  {name:<38}{value}\n" for name, value in rules.items()), end="")
     print("".join(f"refused: {line}\n" for line in run.refused), end="")
-    if not run.dry:
-        print(f"{'next':<40}design/generation_stats.md, then read some of them")
+    for name, count in sorted(run.drawn.items(), reverse=True):
+        print(f"{f'drawn for the gate {name[:-4]}':<40}{name}, {count} of them")
+    batch = "pilot-000" if run.drawn else run.name
+    if run.counts["imported"] and not run.dry:
+        print(f"{'next':<40}python scripts/assess.py, then finetune review --batch {batch}")
 
 
 def _options() -> argparse.Namespace:

@@ -30,10 +30,11 @@ from typing import Any
 import infrastructure
 import sampling
 import settings
+import stage
 from evidence import clopper_pearson
 from infrastructure import Appender, FinetuneError, ReadReport, encode_line, iter_records, rng
 from sampling import Persona, Plan, Pot, Shares, Tally, between, prepare, some, weights_of
-from settings import PersonaFile, SettingsError, Taxonomy
+from settings import PersonaFile, Taxonomy
 
 ROOT = Path(__file__).resolve().parents[1]
 # The sets and how their ids begin; baseline.py draws its own.
@@ -324,11 +325,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     options = _options(words)
-    try:
-        report = _run(options, "evaluation" if options.evaluation else "training")
-    except (FinetuneError, SettingsError) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    report = _run(options, "evaluation" if options.evaluation else "training")
     print(json.dumps(report, indent=1) if options.json else "\n".join(table(report)))
     return 0
 
@@ -347,4 +344,4 @@ def _run(options: argparse.Namespace, purpose: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage.shown(main))
