@@ -309,6 +309,7 @@ def test_outside_a_project_the_command_says_so_and_exits_2(tmp_path: Path) -> No
     assert "no project here" in done.stderr
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_large_unchanged_files_are_not_read_again_by_the_next_process(root: Path) -> None:
     weights = root / "models/gguf/model.gguf"
     weights.parent.mkdir(parents=True)

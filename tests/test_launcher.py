@@ -247,6 +247,7 @@ def test_a_ready_private_environment_is_used(tmp_path: Path, home: Path) -> None
     assert told(run(launcher, cwd=home))["env"]["FROM_PRIVATE"] == "1"  # type: ignore[index]
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_an_environment_that_cannot_be_made_is_one_line_and_leaves_nothing(
     tmp_path: Path, home: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_clean_texts_raise_a_red_flag_in_at_most_one_draw_of_twenty() -> None:
     assert flags <= 10
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_what_is_just_at_the_limit_is_seldom_called_critical() -> None:
     flags = sum(any(phrase.low > 0.5 for phrase in phrases(replies(seed, 0.5, 100), wilson))
                 for seed in range(200))  # fmt: skip

@@ -502,6 +502,7 @@ def test_the_gate_is_a_row_with_figures_and_goes_stale(done: Path) -> None:
 # From the first script to the last
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_trial_conversations_are_left_out_unless_asked_for_and_marked(tmp_path: Path) -> None:
     root = opened(tmp_path / "demo", "taxonomy", "prompts", "baseline", "rubric")
     bench.script(root, "personas.py", "--count", "40")

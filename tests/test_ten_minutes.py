@@ -56,6 +56,7 @@ def configured(root: Path, block: str, url: str) -> None:
     path.write_text(text[:begin_] + roles + text[end:], "utf-8")
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_the_ten_minutes_go_as_they_stand_there(tmp_path: Path, server: FakeProvider) -> None:
     (_, made), (kind, roles), (_, lines) = BLOCKS
     assert kind == "yaml"
