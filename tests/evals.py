@@ -32,7 +32,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "code")]
 
-PROJECTS = ROOT / ".cache/evals"
+# The plugin as users get it: the client refuses a folder of over 20,000 entries, such as a checkout
+# with environments in it. The cases' project.sh finds the projects inside of it.
+PLUGIN = ROOT / ".cache/evals-plugin"
+PROJECTS = PLUGIN / ".cache/evals"
+PARTS = (".claude-plugin", "bin", "code", "examples", "hooks", "skills")
 GRANTED = ("Write", "Edit")
 NO_CONTROL = ("--ablation", "none")
 KINDS = ("trigger", "near-miss", "order", "pressure")
@@ -175,6 +179,15 @@ def make_projects(place: Path = PROJECTS) -> None:
     stamp.write_text(now, encoding="utf-8")
 
 
+def make_plugin(place: Path = PLUGIN) -> Path:
+    """A copy of what the plugin consists of; its projects stay."""
+    kept = shutil.ignore_patterns("__pycache__", ".*_cache", "data")
+    for part in PARTS:
+        shutil.rmtree(place / part, ignore_errors=True)
+        shutil.copytree(ROOT / part, place / part, symlinks=True, ignore=kept)
+    return place
+
+
 def fingerprint(root: Path) -> str:
     """Of all files that a project is made from."""
     files = sorted(
@@ -288,9 +301,10 @@ def evaluate(
     cases: Sequence[Case], out: Path, environment: dict[str, str], *words: str
 ) -> list[Run]:
     """The runs of these cases that the client made; a price or a wrong key may stop it."""
+    plugin = make_plugin()
     make_projects()
     result, names = out / "result.json", {each.name for each in cases}
-    command = [client(), "plugin", "eval", str(ROOT), "--json", str(result), "--output-dir"]
+    command = [client(), "plugin", "eval", str(plugin), "--json", str(result), "--output-dir"]
     command += [str(out), "--trust-plugin", "--no-publish", "--scaffold"]
     command += ["--allow-tools", *GRANTED, *([] if "--ablation" in words else NO_CONTROL), *words]
     done = subprocess.run(command, env=environment, cwd=out, stdin=subprocess.DEVNULL,

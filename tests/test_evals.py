@@ -63,7 +63,7 @@ def test_a_case_with_a_project_has_the_script_that_puts_it_there() -> None:
     assert len(placed) == len(of(SKILLS[0], "order")) + len(of(SKILLS[1], "order")) + 9
     for case in placed:
         script = (case.folder / case.spec["context"]["scaffold_script"]).read_text()
-        place = evals.PROJECTS.relative_to(evals.ROOT) / case.skill.name.removeprefix("finetune-")
+        place = evals.PROJECTS.relative_to(evals.PLUGIN) / case.skill.name.removeprefix("finetune-")
         assert f"../../../../{place}/." in script
 
 

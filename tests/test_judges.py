@@ -224,6 +224,12 @@ def test_fives_are_said_to_show_little(k: int, chance: str, advice: str) -> None
     assert advice in told["advice"]
 
 
+def test_of_imported_chats_no_rate_and_no_fresh_batch_is_asked() -> None:
+    told = checks_pilot.learned({"ids": ["a"], "drawn_from": ["x"]}, {"a": {"pass": False}})
+    assert told["passed"] == "0 of 1 imported chats"
+    assert "--batch confirm-000" in told["advice"]
+
+
 def test_an_approval_is_of_one_batch_and_of_no_later_one(place: Path) -> None:
     gates.pass_gate(place, "pilot", "test")
     assert gates.decide(place, "pilot", "approved", "Ann").state == "passed"

@@ -80,6 +80,9 @@ def learned(batch: Batch, rows: Mapping[str, Any]) -> dict[str, Any]:
 
     own = [rows[item] for item in batch["ids"] if item in rows]
     k, n = sum(row["pass"] is True for row in own), len(own)
+    if batch.get("drawn_from"):
+        advice = "then the twenty: finetune review --batch confirm-000 --blind"
+        return {"passed": f"{k} of {n} imported chats", "advice": advice}
     chance = f"{k} of {n}: a process at 50 % gets there {at_least(k, n, 0.5):.0%} of the time"
     share = k / n if n else 0.0
     advice = (

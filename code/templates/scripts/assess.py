@@ -227,7 +227,8 @@ def _told(report: RunReport[Task, Row], options: Any) -> tuple[dict[str, Any], i
     told |= {"flips": flips(court)} if options.repeat else {}
     unscored = told["states"].get("unscored", 0)
     again = f"python scripts/assess.py {' '.join(sys.argv[1:])}".strip()
-    return told | {"next": again if unscored else "finetune review"}, unscored
+    read = f"finetune review --batch {options.batch}" if options.batch else "finetune review"
+    return told | {"next": again if unscored else read}, unscored
 
 
 def outcome(court: Court, rows: Sequence[Row]) -> dict[str, Any]:

@@ -209,7 +209,8 @@ def results(
     unscored = len(rows) - scored - states["left out"] + len(report.failed)
     told |= {"passed": states["passed"], "unscored": unscored, "left out": states["left out"]}
     told |= {"left": len(report.pending), "low": low, "high": high}
-    told["reads"] = reading(low, high, project.thresholds)
+    nothing = ["nothing has a verdict yet, so it says nothing"]
+    told["reads"] = reading(low, high, project.thresholds) if scored else nothing
     told["criteria"] = criteria(test.bench, rows)
     told["rows"] = [_line(row) for row in rows if row["state"] != "left out"]
     return told
