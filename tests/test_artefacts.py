@@ -176,6 +176,7 @@ def test_any_text_is_inspected_without_an_error_and_always_alike(
         assert all(": " in each for each in first)
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_the_order_of_messages_changes_nothing() -> None:
     mixed = rows("first")
     random.Random(5).shuffle(mixed)

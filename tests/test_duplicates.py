@@ -36,6 +36,7 @@ def test_edited_copies_are_far_above_the_threshold_and_different_texts_far_below
     assert max(others) <= 0.7
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_it_finds_what_comparing_all_with_all_finds() -> None:
     rng = random.Random(2)
     texts = {f"t{n}": text for n, text in enumerate(conversations(60, 40))}

@@ -138,6 +138,7 @@ def by_walking(
     return {item: frozenset(each) for item, each in reach.items()}
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_ten_thousand_lineage_graphs_share_no_group_between_the_sides() -> None:
     chance, splits = random.Random(9), 0
     for number in range(10_000):

@@ -707,6 +707,7 @@ with FakeProvider() as fake:
 """
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_nobody_has_to_close_a_model_and_nothing_is_said_about_it() -> None:
     done = child("-W", "default::ResourceWarning", "-c", NOISE)
     assert done.stdout.splitlines() == ["echo: hello echo: hello"] * 4

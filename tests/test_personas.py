@@ -222,6 +222,7 @@ def test_ten_thousand_training_draws_match_every_share(plan: Plan, many: list[Pe
     assert misses(plan, many)[1] >= 90
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_ten_thousand_evaluation_draws_match_every_share(plan: Plan) -> None:
     assert misses(plan, drawn(plan, 10_000, "evaluation", seed=2))[0] == []
 
