@@ -74,6 +74,7 @@ def test_nine_leaks_in_ten_are_caught_and_look_alikes_pass(half: str) -> None:
     assert alarms <= 0.03
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_what_is_found_begins_with_a_kind_that_can_be_counted() -> None:
     found = measure.filter_of_the_starter()
     kinds = {what.split(": ")[0] for row in rows("first") for what in found(row)}

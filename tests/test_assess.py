@@ -257,6 +257,7 @@ def test_a_broken_transcript_is_named_and_costs_no_other(place: Path) -> None:
     assert len(combined(place)) == 4
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_parts_make_what_one_run_makes(place: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(place, whole)
@@ -269,6 +270,7 @@ def test_parts_make_what_one_run_makes(place: Path, tmp_path: Path) -> None:
     assert (place / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_repeats_measure_flips_on_the_same_sample_and_touch_no_verdict(place: Path) -> None:
     told(place)
     before = (place / VERDICTS / "combined.jsonl").read_bytes()

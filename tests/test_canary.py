@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Inheritance class Aiohttp:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.* is not a valid FinishReason:UserWarning"),
 ]
-wired = pytest.mark.parametrize("kind", WIRED)
+# Two kinds at once in the fast suite; the other two with the slow tests, because each is seconds.
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in WIRED[2:]]
+wired = pytest.mark.parametrize("kind", [*WIRED[:2], *SLOW])
 PIECE = 12  # characters of the key in a row are a hit, too: a text may have been cut inside of it
 PIECES = [KEY[at : at + PIECE] for at in range(len(KEY) - PIECE + 1)]
 

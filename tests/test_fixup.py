@@ -268,6 +268,7 @@ def test_a_crash_between_the_file_and_its_line_is_caught_up_once(place: Path) ->
     assert len(counts) == 1
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_parts_do_what_one_run_does(place: Path, tmp_path: Path) -> None:
     many(place)
     assert run(place, "assess.py").returncode == 0

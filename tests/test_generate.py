@@ -385,6 +385,7 @@ def test_without_its_gate_nothing_begins(place: Path) -> None:
 # parts
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_the_parts_together_make_the_bytes_of_the_whole(place: Path, tmp_path: Path) -> None:
     let_scale(place)
     whole = another(place, tmp_path / "whole")

@@ -217,6 +217,7 @@ def misses(plan: Plan, people: list[Persona]) -> tuple[list[str], int]:
 # The draws are keyed, so that these two sets are either right for ever or wrong for ever.
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_ten_thousand_training_draws_match_every_share(plan: Plan, many: list[Persona]) -> None:
     assert misses(plan, many)[0] == []
     assert misses(plan, many)[1] >= 90
@@ -653,6 +654,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_completes_it(root: Path) ->
     assert list(map(json.dumps, rows)) == whole
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_two_runs_at_once_write_each_persona_once(root: Path) -> None:
     command = [sys.executable, str(root / "scripts/personas.py"), "--count", "900"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]

@@ -6,6 +6,7 @@ import pty
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,14 @@ def one_line(said: str, *words: str) -> bool:
 # Config files
 
 
-@pytest.mark.parametrize(("spoil", "says"), CONFIG.items(), ids=[f.__name__ for f in CONFIG])
+def first_two(table: Any) -> list[Any]:
+    """The rows of a table; all but two only with the slow tests: each is seconds."""
+    slow = [(), (), *[pytest.mark.slow] * len(table)]
+    return [pytest.param(*row, marks=mark, id=row[0].__name__)
+            for row, mark in zip(table.items(), slow, strict=False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "says"), first_two(CONFIG))
 def test_a_config_file_that_cannot_be_read_stops_each_gate_command_and_status_shows_all(
     ready: Path, spoil: Callable[[Path], None], says: str
 ) -> None:
@@ -150,7 +158,7 @@ def too_deep(data: bytes) -> bytes:
 DAMAGE = {torn: 3, damaged: 1, not_text: 4, too_deep: 4}
 
 
-@pytest.mark.parametrize(("spoil", "line"), DAMAGE.items(), ids=[f.__name__ for f in DAMAGE])
+@pytest.mark.parametrize(("spoil", "line"), first_two(DAMAGE))
 def test_damaged_lines_of_the_ledger_stop_one_command_and_are_set_aside_whole(
     ready: Path, spoil: Callable[[bytes], bytes], line: int
 ) -> None:

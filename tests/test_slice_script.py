@@ -313,6 +313,7 @@ def broken(place: Path) -> Iterator[tuple[str, str]]:
     yield good.replace(one, one.replace("003", "004")), "other words"
 
 
+@pytest.mark.slow  # seconds, and the fast suite has five minutes
 def test_a_manifest_that_does_not_fit_names_what_is_wrong(place: Path) -> None:
     for text, words in list(broken(place)):
         (place / MANIFEST).write_text(text)
