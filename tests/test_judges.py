@@ -237,6 +237,8 @@ def test_an_approval_is_of_one_batch_and_of_no_later_one(place: Path) -> None:
     later = json.loads(path.read_bytes()) | {"id": "pilot-002"}
     (path.with_name("pilot-002.json")).write_text(json.dumps(later))
     assert gates.states(place, "pilot")["pilot"].state == "waiting"
+    with pytest.raises(bench.Missed, match="approved pilot-001, and pilot-002 came after it"):
+        bench.script(place, "generate.py", "--confirm")
     assert gates.decide(place, "pilot", "approved", "Ann").state == "passed"
 
 

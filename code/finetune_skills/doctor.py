@@ -72,8 +72,8 @@ def asked(root: Path) -> dict[str, str]:
     command = [str(root / ".venv/bin/python"), "-P", "-c", ITSELF, home, str(root)]
     try:
         done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=False)
-        return dict(json.loads(done.stdout))
-    except (OSError, ValueError):
+        return dict(json.loads(done.stdout.splitlines()[-1]))  # a model may print as well
+    except (OSError, ValueError, IndexError):
         return {".venv": "does not work. Make it again: python3 -m venv .venv"}
 
 

@@ -43,6 +43,7 @@ from simulation import Made, Rules
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"pilot": 5, "confirm": 20, "trial": 30}  # how many personas; start values
 GATE = {"pilot": "baseline", "confirm": "pilot", "trial": "baseline", "scale": "confirm"}
+LEDGER = ".finetune/ledger.jsonl"
 OWN = {"confirm": "pilot", "scale": "confirm"}  # whose gate has to be about what was generated
 ALWAYS = "prompts"  # whatever else: what the models are told has passed its check
 FROZEN = ("config/prompts/user_sim.md", "config/prompts/assistant.md", "config/rubric.yaml")
@@ -75,12 +76,19 @@ def main() -> int:
 
 
 def _own(kind: str) -> None:
-    """An error where this gate was passed with imported chats: they say nothing of our prompts."""
+    """An error where this gate was passed with another batch than the last one, or with imported
+    chats: they say nothing of our prompts."""
     last = [*batches(kind)][-1:] if kind else []
     if last and last[0].get("drawn_from"):
         said = f"gate {kind}: was passed with imported chats, and says nothing of what is generated"
         todo = "generate.py --confirm" if kind == "confirm" else "generate.py"
         raise FinetuneError(f"{said}. Run: python scripts/{todo}")
+    rows = [row for row in iter_records(ROOT / LEDGER) if row.get("gate") == kind]
+    word = rows[-1] if rows and rows[-1].get("result") == "approved" else {}
+    batch = (word.get("figures") or {}).get("batch")
+    if last and batch and batch != last[0]["id"]:
+        said = f"gate {kind}: a person has approved {batch}, and {last[0]['id']} came after it"
+        raise FinetuneError(f"{said}. Run: finetune gate {kind}")
 
 
 def _generate(
