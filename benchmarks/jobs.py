@@ -70,16 +70,18 @@ class Client(Protocol):
     async def ask(self, messages: list[Message], scope: str) -> str: ...
 
     async def run(
-        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]], at_once: int
     ) -> Counter[str]:
-        """All items through 64 workers; what failed, by kind."""
+        """All items, so many at work and 64 calls in flight; what failed, by kind."""
         ...
 
     async def close(self) -> None: ...
 
 
-async def run_bare(items: Iterable[int], work: Callable[[int], Awaitable[Any]]) -> Counter[str]:
-    """The shortest loop that keeps 64 calls in flight; it retries nothing."""
+async def run_bare(
+    items: Iterable[int], work: Callable[[int], Awaitable[Any]], at_once: int
+) -> Counter[str]:
+    """The shortest loop that keeps so many items at work; it retries nothing."""
     source, failed = iter(items), Counter[str]()
 
     async def worker() -> None:
@@ -89,7 +91,7 @@ async def run_bare(items: Iterable[int], work: Callable[[int], Awaitable[Any]]) 
             except Exception as error:  # noqa: BLE001  counted and reported by kind
                 failed[type(error).__name__] += 1
 
-    await asyncio.gather(*(worker() for _ in range(SLOTS)))
+    await asyncio.gather(*(worker() for _ in range(at_once)))
     return failed
 
 
@@ -108,9 +110,9 @@ class BareAiohttp:
             return str((await response.json())["choices"][0]["message"]["content"])
 
     async def run(
-        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]], at_once: int
     ) -> Counter[str]:
-        return await run_bare(items, work)
+        return await run_bare(items, work, at_once)
 
     async def close(self) -> None:
         await self.session.close()
@@ -205,9 +207,9 @@ class Kernel:
         return str(result.content)
 
     async def run(
-        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]]
+        self, items: Iterable[int], work: Callable[[int], Awaitable[Any]], at_once: int
     ) -> Counter[str]:
-        report = await self.kernel.run_all(list(items), work, concurrency=SLOTS, progress=False)
+        report = await self.kernel.run_all(list(items), work, concurrency=at_once, progress=False)
         kinds = (getattr(error, "kind", type(error).__name__) for _, error in report.failed)
         # Adding drops what is zero.
         return Counter(kinds) + Counter({"pending": len(report.pending)})
@@ -246,10 +248,11 @@ async def measure_calls(spec: Spec) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         client = make_client(spec, Path(folder))
         control(spec["url"], {"size": spec["load"].get("size", 300)})
-        await client.run(range(-WARM_UP, 0), lambda item: work.single(client, item))
+        await client.run(range(-WARM_UP, 0), lambda item: work.single(client, item), SLOTS)
         control(spec["url"], spec["load"])
         with Meter() as meter:
-            failed = await client.run(range(spec["items"]), lambda item: work.item(client, item))
+            items, at_once = range(spec["items"]), spec.get("at_once", SLOTS)
+            failed = await client.run(items, lambda item: work.item(client, item), at_once)
         stats = control(spec["url"])
         await client.close()
     return {

@@ -189,6 +189,11 @@ class Call:
     scope: str
     stop: StopRun | None = None  # what ended the run during this call
 
+    @functools.cached_property
+    def told(self) -> str:
+        """The messages as JSON with the keys in order, for the journal's key and for a server."""
+        return ",".join([ENCODED[m["role"], m["content"]] for m in self.messages])
+
 
 @dataclass
 class Totals:
@@ -217,8 +222,7 @@ class Options:
     journal: Journal | None = None
     budget: Budget | None = None
     price: Mapping[str, float] | None = None  # dollars per million: input, output, cached_input
-    # sampling and reasoning settings: sent as they are
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # sampling, reasoning: sent as is
     api_key: str = field(default="", repr=False)
     key_variable: str = ""
     base_url: str = ""
@@ -331,8 +335,7 @@ class Budget:
 
     def __init__(self, max_usd: float | None = None, spent: float = 0.0) -> None:
         self.max_usd, self.spent, self.held = max_usd, spent, 0.0
-        self._open = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._open, self._waiting = 0, list[asyncio.Future[None]]()
 
     async def reserve(self, worst: float) -> None:
         """Hold `worst` dollars; waits for calls in flight to settle, then raises BudgetReached."""
@@ -494,7 +497,7 @@ class LLMBackend:
         self._live_state: _Live | None = None
         self._stopped: StopRun | None = None
         self._limited_since: float | None = None
-        self._unanswered = 0
+        self._unanswered, self._frames = 0, dict[Any, Sequence[str]]()
         self.free = self.free or (options.price is None and is_loopback(self.base_url))
         if options.price is not None and not {"input", "output"} <= set(options.price):
             raise FinetuneError(f"{self.name}: a price needs `input` and `output` ($ per million)")
@@ -727,13 +730,15 @@ class LLMBackend:
         return ModelFailure(kind, message, reply, scope)
 
     def _key(self, call: Call) -> str:
-        schema = strict_schema(call.schema) if call.schema else None
-        asked = {"messages": [], "max_tokens": call.max_tokens, "schema": schema}
-        request = self._identity() | asked | {"parameters": dict(self.o.parameters)}
-        text = canonical_text({"v": SCHEMA, "scope": call.scope, "request": request})
-        # Put in where they stand; in the order of keys only plain values come before them.
-        text = text.replace('"messages":[]', f'"messages":[{_told(call.messages)}]', 1)
-        return hashlib.sha256(text.encode()).hexdigest()
+        asked = call.schema, call.max_tokens
+        if asked not in self._frames:
+            schema = strict_schema(call.schema) if call.schema else None
+            about: dict[str, Any] = {"messages": [], "schema": schema, **self._identity()}
+            about |= {"max_tokens": call.max_tokens, "parameters": dict(self.o.parameters)}
+            self._frames[asked] = canonical_text({"request": about}).partition('"messages":[]')
+        before, _, after = self._frames[asked]
+        tail = f'{after[:-1]},"scope":{json.dumps(call.scope)},"v":{SCHEMA}}}'
+        return hashlib.sha256(f'{before}"messages":[{call.told}]{tail}'.encode()).hexdigest()
 
     def _worst(self, call: Call) -> float | None:
         """The most an attempt can cost: a token for each byte sent, and all tokens of the reply."""
@@ -823,10 +828,6 @@ class _Encoded(dict[tuple[str, str], str]):
 
 
 ENCODED = _Encoded()
-
-
-def _told(messages: Sequence[Mapping[str, str]]) -> str:
-    return ",".join([ENCODED[m["role"], m["content"]] for m in messages])
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
@@ -1078,16 +1079,17 @@ class LocalBackend(LLMBackend):
 
     async def _ask(self, call: Call, client: Any, mode: str) -> CompletionResult:
         """One request in one mode; below json_schema the schema goes into the last message."""
-        messages, extra = call.messages, dict(self.o.parameters)
+        extra = dict(self.o.parameters)
         if call.schema is not None and mode == "json_schema":
             extra["response_format"] = _schema_format(call.schema)
         elif call.schema is not None:
             wanted = "\n\nAnswer with JSON that fits this schema: "
-            text = messages[-1]["content"] + wanted + json.dumps(strict_schema(call.schema))
-            messages = [*messages[:-1], {**messages[-1], "content": text}]
+            *turns, last = call.messages
+            text = last["content"] + wanted + json.dumps(strict_schema(call.schema))
+            call = replace(call, messages=[*turns, {**last, "content": text}])
             extra |= {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
         rest = json.dumps({"model": self.model, "max_tokens": call.max_tokens, **extra})
-        body = f'{{"messages":[{_told(messages)}],{rest[1:]}'.encode()
+        body = f'{{"messages":[{call.told}],{rest[1:]}'.encode()
         async with client.post(f"{self._root}/chat/completions", data=body) as response:
             raw = await _whole_body(response)
             if response.status != 200:
@@ -1099,8 +1101,6 @@ class LocalBackend(LLMBackend):
 async def _whole_body(response: Any) -> bytes:
     """The body of a reply, within a bound on memory."""
     limit, raw = 4 * MAX_REPLY, bytearray()
-    if response.content_length is not None and response.content_length <= limit:
-        return bytes(await response.read())
     async for chunk in response.content.iter_any():
         raw += chunk
         if len(raw) > limit:
@@ -1758,17 +1758,15 @@ class Journal:
 
     def replay(self, key: str) -> dict[str, Any] | None:
         """The kept record of a call, read back from the disk; None when there is none."""
-        if key not in self._kept:
-            return None
-        found: dict[str, Any] = decode_line(self._file.read(*self._kept[key]))["record"]
+        place = self._kept.get(key)
+        found: dict[str, Any] | None = place and decode_line(self._file.read(*place))["record"]
         return found
 
     async def once(
         self, about: Mapping[str, Any], send: Callable[[], Awaitable[dict[str, Any]]]
     ) -> tuple[dict[str, Any], bool]:
         """The kept record of this call (True), or what `send` gives, kept before it is returned."""
-        turn = self._turns.setdefault(about["key"], asyncio.Lock())
-        async with turn:  # two equal calls at once: the second waits for the first one's answer
+        async with self._turns.setdefault(about["key"], asyncio.Lock()):  # of equal calls one asks
             kept = self.replay(about["key"])
             if kept is not None:
                 return kept, True
@@ -1792,9 +1790,12 @@ class Journal:
 
     def _write_on(self) -> None:
         """The writer's thread: whatever has queued up goes out in one write and one sync."""
+        batch = self._queue[:0]
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._queue or self._closed)
+            time.sleep(0.004 if len(batch) > 1 else 0)  # many write: a moment brings more together
+            with self._wake:
                 batch, self._queue = self._queue, []
             if not batch:
                 return
@@ -2085,9 +2086,8 @@ def chat_template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
     room.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     words = {k: v.get("content") if isinstance(v, dict) else v for k, v in known.items()}
     fixed = {k: v for k, v in words.items() if k.endswith("_token")}
-    fixed |= {"add_generation_prompt": False}
     template = room.from_string(GENERATION_MARKS.sub("", source))
-    return lambda messages: template.render(messages=messages, **fixed)
+    return lambda messages: template.render(messages=messages, add_generation_prompt=False, **fixed)
 
 
 # ══ 5 Slicing ═════════════════════════════════════════════════════════════════════════════════════
