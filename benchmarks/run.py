@@ -200,16 +200,27 @@ def bench_conversations(bench: Bench) -> Iterator[Row]:
 
 
 def bench_generate(bench: Bench) -> Iterator[Row]:
-    """200 simulated conversations of ten exchanges, with all that the stage does to each."""
-    spec: Figures = {"job": "generate", "items": 200, "exchanges": 10}
+    """200 conversations of ten exchanges: two agents through `local` with every call journalled,
+    and then the stage, which draws, fills prompts, filters and writes transcripts on top of it."""
+    spec: Figures = {"items": 200, "exchanges": 10, "at_once": 200}
     spec["load"] = {"latency": LATENCY, "size": 400, "texts": 997}
+    agents = spec | {"job": "calls", "client": "kernel:local", "journal": True}
     runs = bench.in_turns(
-        {"bare aiohttp": spec | {"job": "calls", "client": "bare:aiohttp"}, "generate": spec}
+        {
+            "bare aiohttp": agents | {"client": "bare:aiohttp"},
+            "two agents": agents,
+            "generate": spec | {"job": "generate"},
+        }
     )
-    bare, made = runs.values()
+    bare, pair, made = runs.values()
     limit = math.ceil(made.calls / SLOTS) * LATENCY
+    yield Row("two agents, journalled: wall / limit", pair.over(limit), 1.2)
+    yield Row("two agents, journalled: CPU s per 1,000 calls", pair.cpu, 0.4, form="{:.3f}")
+    yield Row("two agents, journalled: CPU / bare aiohttp", ratio(pair, bare))
+    yield Row("two agents, journalled: lost", pair.lost, 0, form="{:.0f}")
+    yield Row("bare aiohttp: CPU s per 1,000 calls", bare.cpu, form="{:.3f}")
     yield Row("generate: wall / limit", made.over(limit), 1.2)
-    yield Row("generate: CPU s per 1,000 calls", made.cpu, 0.4, form="{:.3f}")
+    yield Row("generate: CPU s per 1,000 calls", made.cpu, form="{:.3f}")
     yield Row("generate: CPU / bare aiohttp", ratio(made, bare))
     yield Row("generate: calls", made.calls, 4000, least=True, form="{:.0f}")
     yield Row("generate: lost", made.lost, 0, form="{:.0f}")

@@ -480,7 +480,7 @@ class _Live:
     probe: asyncio.Lock
 
 
-class LLMBackend:
+class LLMBackend(contextlib.AbstractAsyncContextManager["LLMBackend"]):
     """One model behind one provider. A provider is `_client` and `_call`; the rest is here."""
 
     kind = key_variable = default_url = ""
@@ -556,9 +556,6 @@ class LLMBackend:
         live, self._live_state = self._live_state, None
         if live is not None and live.loop is asyncio.get_running_loop():
             await live.keeper.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -1581,13 +1578,16 @@ def _open_private(path: Path) -> int:
         raise DiskStop(f"{path}: {why}") from None
 
 
-class Appender:
-    """An append-only file kept open: torn tails sealed, one write a batch, synced on return."""
+class Appender(contextlib.AbstractContextManager["Appender"]):
+    """An append-only file kept open: torn tails sealed, one write a batch, synced on return.
+    `shared`: other processes may append to it as well, so each batch takes its turn."""
 
-    def __init__(self, path: str | Path, *, sync: bool = True) -> None:
-        self.path, self.sync = Path(path), sync
+    def __init__(self, path: str | Path, *, sync: bool = True, shared: bool = True) -> None:
+        self.path, self.sync, self.shared = Path(path), sync, shared
         self._fd, self._end = _open_private(self.path), -1
-        if os.fstat(self._fd).st_size == 0:  # perhaps just made: its name has to last, too
+        mine = os.fstat(self._fd)
+        self._place = (mine.st_ino, mine.st_dev)
+        if mine.st_size == 0:  # perhaps just made: its name has to last, too
             sync_folder(self.path.parent)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -1598,10 +1598,10 @@ class Appender:
         """Append whole lines in one write; gives their offset. An error leaves the file as is."""
         if self._fd < 0:
             raise FinetuneError(f"{self.path}: was closed")
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if self.shared:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            self._check_place()
-            start = os.fstat(self._fd).st_size
+            start = self._size()
             if start and start != self._end and os.pread(self._fd, 1, start - 1) != b"\n":
                 self._write(b"\n", start)  # a torn line stays visible and swallows nothing
                 start += 1
@@ -1609,11 +1609,12 @@ class Appender:
             self._end = start + len(data)
             return start
         finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            if self.shared:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def read(self, start: int, length: int) -> bytes:
         """What stands at an offset; notices a file that is no longer there."""
-        self._check_place()
+        self._size()
         return os.pread(self._fd, length, start)
 
     def _write(self, data: bytes, start: int) -> None:
@@ -1629,21 +1630,18 @@ class Appender:
             said = f"{self.path}: {exc.strerror}; {len(data)} bytes needed, none kept"
             raise DiskStop(f"{said}. Make room, then run again: it goes on from here.") from None
 
-    def _check_place(self) -> None:
-        """Notice a file that was moved, replaced or deleted under us."""
-        mine, there = os.fstat(self._fd), None
+    def _size(self) -> int:
+        """The file's size; notices one that was moved, replaced or deleted under us."""
         with contextlib.suppress(FileNotFoundError):
             there = os.stat(self.path)
-        if there is None or (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
-            raise DiskStop(f"{self.path}: was moved or deleted while it was being written to")
+            if (there.st_ino, there.st_dev) == self._place:
+                return there.st_size
+        raise DiskStop(f"{self.path}: was moved or deleted while it was being written to")
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -1704,16 +1702,18 @@ def _supersedes(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     return not is_done(old)
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The record of model calls: an equal call is answered from here, and none is paid twice.
 
     A call's intent, with its worst case, is on the disk before it is sent; its result, before
     anybody sees it. A thread writes what has queued up in one go. One process at a time.
     """
 
+    MOMENT = 0.004  # seconds; start value: fewer syncs, and nothing beside a model's own time
+
     def __init__(self, path: str | Path) -> None:
         self.path, self.report = Path(path), ReadReport(str(path))
-        self._file = Appender(self.path)
+        self._file = Appender(self.path, shared=False)
         self._lock = _hold_lock(self.path)
         self._kept: dict[str, tuple[int, int]] = {}  # key: where its result stands
         self._intents: dict[str, float | None] = {}
@@ -1794,7 +1794,8 @@ class Journal:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._queue or self._closed)
-            time.sleep(0.004 if len(batch) > 1 else 0)  # many write: a moment brings more together
+            if len(batch) > 1:  # several calls write: a moment brings more of them together
+                time.sleep(self.MOMENT)
             with self._wake:
                 batch, self._queue = self._queue, []
             if not batch:
@@ -1823,9 +1824,6 @@ class Journal:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
