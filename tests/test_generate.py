@@ -283,6 +283,24 @@ def test_a_comment_or_another_seed_of_training_starts_no_batch(place: Path) -> N
     assert told(place)["made now"] == 0
 
 
+def test_another_way_to_audit_starts_no_batch_and_another_filter_does(place: Path) -> None:
+    told(place)
+    edit(place / "curation.py", "\nSHOWN_IN = 3", "\nSHOWN_IN = 4")
+    assert told(place)["made now"] == 0
+    edit(place / "curation.py", "\nSHOWN = 60", "\nSHOWN = 61")
+    plan = told(place, "--dry-run")
+    assert (plan["batch"], plan["new because of"]) == ("pilot-002", "code")
+
+
+def test_a_new_batch_says_what_has_changed_since_the_last_one(place: Path) -> None:
+    told(place)
+    edit(place / "config/artefacts.yaml", "regenerate: 1", "regenerate: 2")
+    done = generate(place, "--seed", "99")
+    assert "5 of 5 to make (new: artefacts.yaml#/, seed changed)" in done.stderr
+    changed = [frozen(place, f"pilot-00{number}")["changed"] for number in (1, 2)]
+    assert changed == [[], ["artefacts.yaml#/", "seed"]]
+
+
 def test_new_asks_for_five_more_although_nothing_has_changed(place: Path) -> None:
     told(place)
     assert told(place, "--new")["batch"] == "pilot-002"

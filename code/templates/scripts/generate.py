@@ -97,7 +97,8 @@ def _generate(
     cast = stage.cast(project, "user_sim", "assistant")
     with stage.models(ROOT, project, "generate", cast, options) as models:
         _freeze(batch)
-        print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make",
+        new = f" (new: {', '.join(batch['changed'])} changed)" if batch.get("changed") else ""
+        print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make{new}",
               file=sys.stderr)  # fmt: skip
         report = asyncio.run(_all(batch, todo, rules, models, options))
     for persona, error in report.failed:
@@ -155,7 +156,9 @@ def the_batch(kind: str, inputs: Mapping[str, str], options: Any) -> Batch:
         batch: Batch = (begun or alike)[0 if begun else -1]
         return batch | {"people": _people(batch)}
     last = max((int(each["id"].rpartition("-")[2]) for each in known), default=0)
-    return _next(kind, last + 1, inputs, wanted)
+    before = known[-1]["inputs"] if known else inputs
+    changed = [name for name in inputs if before.get(name) != inputs[name]]
+    return _next(kind, last + 1, inputs, wanted) | {"changed": changed}
 
 
 def batches(kind: str = "") -> Iterator[Batch]:
@@ -215,8 +218,10 @@ def _inputs(project: Any, seed: int) -> dict[str, str]:
         spec, own = settings.backend_arguments(stage.decided(project, role))
         own = {name: own[name] for name in ("parameters", "max_tokens") if name in own}
         found[role] = canonical_hash([spec, own, _source(spec)])
-    code = (simulation.__file__, curation.__file__, __file__)
-    found["code"] = canonical_hash([infrastructure.file_hash(path) for path in code])
+    files = (simulation.__file__, curation.__file__, __file__)
+    code = [Path(file).read_text("utf-8") for file in files]
+    # No transcript depends on how a set is audited: the filter is the first chapter of curation.
+    found["code"] = canonical_hash([text.partition("\n# ══ 2 ")[0] for text in code])
     return {name: value[:16] for name, value in found.items()} | {"seed": str(seed)}
 
 
@@ -289,6 +294,7 @@ def _planned(batch: Batch, todo: Sequence[Persona], project: Any) -> dict[str, A
     tokens = exchanges * project.limits.tokens_per_exchange
     plan = {"batch": batch["id"], "conversations": len(todo), "exchanges": exchanges}
     plan |= {"calls at least": 2 * exchanges, "tokens written, about": tokens}
+    plan |= {"new because of": ", ".join(batch["changed"])} if batch.get("changed") else {}
     return plan | {"next": "finetune estimate   (dollars, with their source)"}
 
 
