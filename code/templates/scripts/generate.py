@@ -11,7 +11,8 @@
 Each conversation becomes data/raw/transcripts/<batch>/<id>.json; what became of it stands in
 data/candidates.jsonl. Every model call is journalled before it counts: after Ctrl-C or a crash, the
 same command goes on inside the conversation, and nothing is paid twice. A batch never changes: when
-prompts, rubric, models or settings differ from those of the last batch, a new one begins.
+prompts, rubric, models or settings differ from those of the last batch, a new one begins and says
+what has changed.
 Exit 0: all done. 1: some conversations failed; run again. 2: something is missing. 3: disk.
 """
 
