@@ -86,11 +86,30 @@ def test_the_key_is_the_hash_of_the_whole_request(fake: FakeProvider, path: Path
     text = '"messages":[] \u2028 caf\u00e9 \U0001f600 \\ \x00'
     with Journal(path) as journal:
         backend = model("local", fake, journal=journal, parameters=odd, label='"messages":[]')
-        ask(backend, text, system=text, scope="t07", max_tokens=9)
+        for scope, most in (("t07", 9), ("t07", 10), ("t\u00e9", 9)):
+            ask(backend, text, system=text, scope=scope, max_tokens=most)
     told = [{"role": role, "content": text} for role in ("system", "user")]
-    request = backend._identity() | {"max_tokens": 9, "messages": told, "schema": None}
-    whole = {"v": 1, "scope": "t07", "request": request | {"parameters": odd}}
-    assert {line["key"] for line in iter_records(path)} == {canonical_hash(whole)}
+    for line, (scope, most) in zip(
+        [*iter_records(path)][::2], (("t07", 9), ("t07", 10), ("t\u00e9", 9)), strict=True
+    ):
+        request = backend._identity() | {"max_tokens": most, "messages": told, "schema": None}
+        whole = {"v": 1, "scope": scope, "request": request | {"parameters": odd}}
+        assert line["key"] == canonical_hash(whole)
+
+
+def test_calls_with_and_without_a_schema_have_keys_of_their_own(
+    fake: FakeProvider, path: Path
+) -> None:
+    with Journal(path) as journal:
+        backend = model("local", fake, journal=journal)
+        call = infrastructure.Call([{"role": "user", "content": "hello"}], None, 9, "s")
+        keys = [
+            backend._key(dataclasses.replace(call, schema=schema)) for schema in (None, Verdict)
+        ]
+    request = backend._identity() | {"max_tokens": 9, "messages": call.messages, "parameters": {}}
+    for key, schema in zip(keys, (None, infrastructure.strict_schema(Verdict)), strict=True):
+        whole = {"v": 1, "scope": "s", "request": request | {"schema": schema}}
+        assert key == canonical_hash(whole)
 
 
 def test_the_text_of_messages_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

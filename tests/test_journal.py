@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+import infrastructure
 from children import child
 from faults import bench
 from infrastructure import (
+    Appender,
     CompletionResult,
     DiskStop,
     Journal,
@@ -247,6 +249,42 @@ def test_64_calls_at_once_are_written_in_few_whole_batches(
     assert sum(batch.count(b"\n") for batch in batches) == 128
     assert all(batch.endswith(b"}\n") for batch in batches)
     assert len(batches) <= 16
+
+
+def test_calls_that_come_one_after_the_other_wait_for_no_company(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(infrastructure.time, "sleep", slept.append)
+    for number in range(5):
+        ask(journal, f"s{number}")
+    assert slept == []
+
+
+def test_calls_that_trickle_in_share_their_writes(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    append = Appender.append_bytes
+
+    def counted(file: Appender, data: bytes) -> int:
+        written.append(data.count(b"\n"))
+        return append(file, data)
+
+    monkeypatch.setattr(Appender, "append_bytes", counted)
+    monkeypatch.setattr(journal, "MOMENT", 0.05)
+
+    async def trickle() -> None:
+        model = get_backend("python:model:reply", root=journal.path.parents[1], journal=journal)
+        calls = [asyncio.ensure_future(model.complete("hello", scope=f"a{n}")) for n in range(4)]
+        for number in range(40):
+            await asyncio.sleep(0.001)
+            calls.append(asyncio.ensure_future(model.complete("hello", scope=f"b{number}")))
+        await asyncio.gather(*calls)
+
+    asyncio.run(trickle())
+    assert sum(written) == 2 * 44
+    assert len(written) <= 12
 
 
 def test_64_calls_at_once_are_all_there_when_the_journal_is_opened_again(path: Path) -> None:
