@@ -649,7 +649,7 @@ async def journal_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             async def keep(number: int) -> None:
                 await backend.complete(rows[number]["text"], scope=f"bench/{number}")
 
-            if failed := await run_bare(range(len(rows)), keep):
+            if failed := await run_bare(range(len(rows)), keep, SLOTS):
                 raise RuntimeError(f"the journal failed: {failed}")
 
 
