@@ -1709,7 +1709,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     anybody sees it. A thread writes what has queued up in one go. One process at a time.
     """
 
-    MOMENT = 0.004  # seconds; start value: fewer syncs, and nothing beside a model's own time
+    MOMENT = 0.002  # seconds; start value: fewer syncs, and nothing beside a model's own time
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.report = Path(path), ReadReport(str(path))
