@@ -727,6 +727,7 @@ class LLMBackend(contextlib.AbstractAsyncContextManager["LLMBackend"]):
         return ModelFailure(kind, message, reply, scope)
 
     def _key(self, call: Call) -> str:
+        """The hash of a whole request as canonical JSON; what all calls share is made once."""
         asked = call.schema, call.max_tokens
         if asked not in self._frames:
             schema = strict_schema(call.schema) if call.schema else None

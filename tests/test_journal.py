@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,27 +265,36 @@ def test_calls_that_come_one_after_the_other_wait_for_no_company(
 def test_calls_that_trickle_in_share_their_writes(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[int] = []
+    written, slept, go = list[int](), list[float](), threading.Event()
     append = Appender.append_bytes
 
     def counted(file: Appender, data: bytes) -> int:
         written.append(data.count(b"\n"))
         return append(file, data)
 
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        go.wait(30)
+
     monkeypatch.setattr(Appender, "append_bytes", counted)
-    monkeypatch.setattr(journal, "MOMENT", 0.05)
+    monkeypatch.setattr(infrastructure.time, "sleep", sleep)
 
     async def trickle() -> None:
         model = get_backend("python:model:reply", root=journal.path.parents[1], journal=journal)
-        calls = [asyncio.ensure_future(model.complete("hello", scope=f"a{n}")) for n in range(4)]
+        calls = [asyncio.ensure_future(model.complete("hello", scope=f"a{n}")) for n in range(9)]
+        async with asyncio.timeout(30):
+            while not slept:  # the writer has met several at once, and waits for more
+                await asyncio.sleep(0.001)
         for number in range(40):
-            await asyncio.sleep(0.001)
             calls.append(asyncio.ensure_future(model.complete("hello", scope=f"b{number}")))
+            await asyncio.sleep(0)
+        go.set()
         await asyncio.gather(*calls)
 
     asyncio.run(trickle())
-    assert sum(written) == 2 * 44
-    assert len(written) <= 12
+    assert sum(written) == 2 * 49
+    assert max(written) >= 40
+    assert set(slept) == {Journal.MOMENT}
 
 
 def test_64_calls_at_once_are_all_there_when_the_journal_is_opened_again(path: Path) -> None:
