@@ -289,14 +289,14 @@ def test_another_way_to_audit_starts_no_batch_and_another_filter_does(place: Pat
     assert told(place)["made now"] == 0
     edit(place / "curation.py", "\nSHOWN = 60", "\nSHOWN = 61")
     plan = told(place, "--dry-run")
-    assert (plan["batch"], plan["new because of"]) == ("pilot-002", "code")
+    assert (plan["batch"], plan["changed"]) == ("pilot-002", "code")
 
 
 def test_a_new_batch_says_what_has_changed_since_the_last_one(place: Path) -> None:
     told(place)
     edit(place / "config/artefacts.yaml", "regenerate: 1", "regenerate: 2")
     done = generate(place, "--seed", "99")
-    assert "5 of 5 to make (new: artefacts.yaml#/, seed changed)" in done.stderr
+    assert "5 of 5 to make (changed since the batch before: artefacts.yaml#/, seed)" in done.stderr
     changed = [frozen(place, f"pilot-00{number}")["changed"] for number in (1, 2)]
     assert changed == [[], ["artefacts.yaml#/", "seed"]]
 

@@ -98,8 +98,9 @@ def _generate(
     cast = stage.cast(project, "user_sim", "assistant")
     with stage.models(ROOT, project, "generate", cast, options) as models:
         _freeze(batch)
-        new = f" (new: {', '.join(batch['changed'])} changed)" if batch.get("changed") else ""
-        print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make{new}",
+        why = ", ".join(batch.get("changed", ()))
+        why = why and f" (changed since the batch before: {why})"
+        print(f"generate  {batch['id']}: {len(todo)} of {len(batch['people'])} to make{why}",
               file=sys.stderr)  # fmt: skip
         report = asyncio.run(_all(batch, todo, rules, models, options))
     for persona, error in report.failed:
@@ -295,7 +296,7 @@ def _planned(batch: Batch, todo: Sequence[Persona], project: Any) -> dict[str, A
     tokens = exchanges * project.limits.tokens_per_exchange
     plan = {"batch": batch["id"], "conversations": len(todo), "exchanges": exchanges}
     plan |= {"calls at least": 2 * exchanges, "tokens written, about": tokens}
-    plan |= {"new because of": ", ".join(batch["changed"])} if batch.get("changed") else {}
+    plan |= {"changed": ", ".join(batch["changed"])} if batch.get("changed") else {}
     return plan | {"next": "finetune estimate   (dollars, with their source)"}
 
 
